@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _LINUX_HUGETLB_HWPOISON_H
+#define _LINUX_HUGETLB_HWPOISON_H
+
+#include <linux/hugetlb.h>
+#include <linux/rbtree_types.h>
+
+#if defined(CONFIG_HUGETLB_PAGE) && defined(CONFIG_MEMORY_FAILURE)
+
+int hugetlb_hwpoison_add(struct folio *folio, struct page *page);
+unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx);
+struct rb_root hugetlb_hwpoison_detach(struct folio *folio);
+unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
+
+#else
+
+static inline unsigned long hugetlb_hwpoison_next(struct folio *folio,
+						  unsigned long idx)
+{
+	return folio_nr_pages(folio);
+}
+
+#endif
+
+/**
+ * hugetlb_hwpoison_healthy() - bytes of a hugetlb folio up to a lost raw page
+ * @folio: the hugetlb folio; the caller holds a reference
+ * @offset: byte offset in @folio
+ * @len: number of bytes wanted, not beyond the end of @folio
+ *
+ * Context: any; takes no locks.
+ * Return: how many of the @len bytes at @offset lie in front of the next lost
+ * raw page; zero if @offset lies in a lost one.
+ */
+static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
+					      size_t offset, size_t len)
+{
+	unsigned long next;
+
+	if (likely(!folio_test_hwpoison(folio)))
+		return len;
+
+	next = hugetlb_hwpoison_next(folio, offset >> PAGE_SHIFT);
+	if (next == offset >> PAGE_SHIFT)
+		return 0;
+	return min(len, (next << PAGE_SHIFT) - offset);
+}
+
+#endif /* _LINUX_HUGETLB_HWPOISON_H */

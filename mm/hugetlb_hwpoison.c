@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The record of the lost raw pages of a hugetlb folio
+ *
+ * An uncorrected memory error hits one raw page of a hugetlb folio. Its struct
+ * page can't take a note of that: with the vmemmap optimization most tail
+ * struct pages don't exist. So PG_hwpoison of the head page says that some raw
+ * page is lost, and an rbtree behind folio->_hugetlb_hwpoison, ordered by the
+ * index in the folio, says which. A folio without lost pages has an empty tree.
+ *
+ *   folio->_hugetlb_hwpoison
+ *            |
+ *          [ 511 ]
+ *          /     \
+ *       [ 0 ]  [ 262143 ]
+ *
+ * Entries are added one by one, and the tree is taken off the folio as a whole.
+ * Both happen under hugetlb_lock, within hwp_seq. Lookups take no lock: they
+ * descend under RCU, and once more if hwp_seq says that they may have missed
+ * something.
+ *
+ * When there is no memory for an entry, HPG_raw_hwp_unreliable tells that raw
+ * pages are lost which the record doesn't know. From then on each raw page of
+ * the folio counts as lost. What has been recorded stays recorded.
+ */
+
+#include <linux/hugetlb_hwpoison.h>
+#include <linux/rbtree.h>
+#include <linux/rcupdate.h>
+#include <linux/seqlock.h>
+#include <linux/slab.h>
+
+struct raw_hwp_page {
+	struct rb_node node;
+	unsigned long idx;
+	struct rcu_head rcu;
+};
+
+static seqcount_spinlock_t hwp_seq = SEQCNT_SPINLOCK_ZERO(hwp_seq,
+							  &hugetlb_lock);
+
+static struct rb_root *raw_hwp_root(struct folio *folio)
+{
+	BUILD_BUG_ON(sizeof(struct rb_root) !=
+		     sizeof(folio->_hugetlb_hwpoison));
+
+	return (struct rb_root *)&folio->_hugetlb_hwpoison;
+}
+
+/**
+ * hugetlb_hwpoison_add() - record that a raw page of a hugetlb folio is lost
+ * @folio: the hugetlb folio
+ * @page: its raw page that has an uncorrected memory error
+ *
+ * Doesn't set PG_hwpoison of @folio; that is up to the caller.
+ *
+ * Context: the caller holds hugetlb_lock, and has seen under it that @folio
+ * is a hugetlb folio.
+ * Return: 0 if @page was not known as lost before, -EEXIST if it was, -ENOMEM
+ * if it could not be recorded. In that case the record is no longer complete
+ * and HPG_raw_hwp_unreliable is set.
+ */
+int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
+{
+	struct rb_root *root = raw_hwp_root(folio);
+	unsigned long idx = folio_page_idx(folio, page);
+	struct rb_node **link = &root->rb_node, *parent = NULL;
+	struct raw_hwp_page *new;
+
+	lockdep_assert_held(&hugetlb_lock);
+
+	while (*link) {
+		struct raw_hwp_page *p;
+
+		parent = *link;
+		p = rb_entry(parent, struct raw_hwp_page, node);
+		if (idx == p->idx)
+			return -EEXIST;
+		link = idx < p->idx ? &parent->rb_left : &parent->rb_right;
+	}
+
+	new = kmalloc_obj(*new, GFP_ATOMIC);
+	if (!new) {
+		folio_set_hugetlb_raw_hwp_unreliable(folio);
+		return -ENOMEM;
+	}
+	new->idx = idx;
+
+	write_seqcount_begin(&hwp_seq);
+	rb_link_node_rcu(&new->node, parent, link);
+	rb_insert_color(&new->node, root);
+	write_seqcount_end(&hwp_seq);
+	return 0;
+}
+
+/**
+ * hugetlb_hwpoison_next() - find the next lost raw page of a hugetlb folio
+ * @folio: the hugetlb folio
+ * @idx: index in @folio to begin at
+ *
+ * Context: any; takes no locks. The caller holds a reference to @folio, or is
+ * freeing it.
+ * Return: the index of the first lost raw page at or behind @idx, the number
+ * of pages in @folio if there is none.
+ */
+unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
+{
+	unsigned long next;
+	unsigned int seq;
+
+	if (!folio_test_hwpoison(folio))
+		return folio_nr_pages(folio);
+	if (folio_test_hugetlb_raw_hwp_unreliable(folio))
+		return idx;
+
+	guard(rcu)();
+	do {
+		struct rb_node *node;
+
+		seq = read_seqcount_begin(&hwp_seq);
+		next = folio_nr_pages(folio);
+		node = rcu_dereference_raw(raw_hwp_root(folio)->rb_node);
+		while (node) {
+			struct raw_hwp_page *p;
+
+			p = rb_entry(node, struct raw_hwp_page, node);
+			if (p->idx < idx) {
+				node = rcu_dereference_raw(node->rb_right);
+			} else {
+				next = p->idx;
+				node = rcu_dereference_raw(node->rb_left);
+			}
+		}
+	} while (read_seqcount_retry(&hwp_seq, seq));
+
+	return next;
+}
+
+/**
+ * hugetlb_hwpoison_detach() - take the record of lost raw pages off a folio
+ * @folio: the hugetlb folio
+ *
+ * For the end of @folio's life, or of its poison. The caller empties the
+ * record with hugetlb_hwpoison_pop().
+ *
+ * Context: takes and releases hugetlb_lock. Nobody adds to the record of
+ * @folio at the same time: the caller holds mf_mutex or is freeing @folio.
+ * Return: the record.
+ */
+struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
+{
+	struct rb_root *root = raw_hwp_root(folio), record;
+	unsigned long flags;
+
+	spin_lock_irqsave(&hugetlb_lock, flags);
+	write_seqcount_begin(&hwp_seq);
+	record = *root;
+	WRITE_ONCE(root->rb_node, NULL);
+	write_seqcount_end(&hwp_seq);
+	spin_unlock_irqrestore(&hugetlb_lock, flags);
+
+	return record;
+}
+
+/**
+ * hugetlb_hwpoison_pop() - take the first lost raw page out of a record
+ * @record: a record that hugetlb_hwpoison_detach() returned
+ *
+ * Context: any. The caller is the only user of @record; lookups that began
+ * before it was detached may still be looking at its entries.
+ * Return: the index of the raw page in its folio, ULONG_MAX if @record is empty.
+ */
+unsigned long hugetlb_hwpoison_pop(struct rb_root *record)
+{
+	struct rb_node *node = rb_first(record);
+	struct raw_hwp_page *p;
+	unsigned long idx;
+
+	if (!node)
+		return ULONG_MAX;
+
+	p = rb_entry(node, struct raw_hwp_page, node);
+	idx = p->idx;
+	rb_erase(node, record);
+	kfree_rcu(p, rcu);
+	return idx;
+}
