@@ -1,0 +1,2328 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory failure recovery of hugetlb memfds.
+ *
+ * A memfd made with MFD_HUGETLB | MFD_MF_KEEP_UE_MAPPED keeps its hugepages
+ * mapped when raw pages of them are lost to uncorrected memory errors.  Each
+ * lost page is signalled with its own address and PAGE_SHIFT, all other bytes
+ * stay in use, and when the file lets go of the hugepage only the lost pages
+ * stay out of use.  A memfd made without the flag behaves as ever: the first
+ * error takes the whole hugepage away.
+ *
+ * Words: a raw page is one small page of a hugepage.  A lost page is a raw page
+ * with an uncorrected error.  A kept hugepage belongs to a file made with the
+ * flag.
+ *
+ * The fixtures:
+ *   global	flags that memfd_create() takes and refuses
+ *   kept	one kept hugepage, for each hugepage size and injector
+ *   plain	the same without the flag, also on kernels that lack the flag
+ *   passed_on	the policy follows the file, not the descriptor
+ *   accounted	reservations, surplus pages, hugepages side by side
+ *   truncated	several poisoned hugepages in one truncation, kept and plain
+ *
+ * The test sizes the pools itself and puts them back.  All that was poisoned is
+ * recorded in a ledger and unpoisoned when the test has ended, however it did.
+ */
+
+#define _GNU_SOURCE
+#include "../kselftest_harness.h"
+#include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/memfd.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "vm_util.h"
+
+#ifndef MFD_MF_KEEP_UE_MAPPED
+#define MFD_MF_KEEP_UE_MAPPED	0x0020U
+#endif
+
+#define KPF_LRU			BIT_ULL(5)
+#define KPF_SLAB		BIT_ULL(7)
+#define KPF_BUDDY		BIT_ULL(10)
+#define KPF_MMAP		BIT_ULL(11)
+#define KPF_ANON		BIT_ULL(12)
+#define KPF_SWAPBACKED		BIT_ULL(14)
+#define KPF_HUGE		BIT_ULL(17)
+#define KPF_PGTABLE		BIT_ULL(26)
+
+/* A page that shows one of these was free and has found a user since. */
+#define KPF_IN_USE		(KPF_LRU | KPF_SLAB | KPF_MMAP | KPF_ANON | \
+				 KPF_SWAPBACKED | KPF_HUGE | KPF_PGTABLE)
+
+#define SYSFS_HUGEPAGES		"/sys/kernel/mm/hugepages"
+#define DEBUGFS_HWPOISON	"/sys/kernel/debug/hwpoison"
+#define DEBUGFS_CORRUPT_PFN	DEBUGFS_HWPOISON "/corrupt-pfn"
+#define DEBUGFS_UNPOISON_PFN	DEBUGFS_HWPOISON "/unpoison-pfn"
+#define MF_RECOVERY		"/proc/sys/vm/memory_failure_recovery"
+
+#define SZ_2M			(2UL << 20)
+#define SZ_1G			(512 * SZ_2M)
+
+/* Clearing 1 GiB alone takes seconds on an emulated CPU. */
+#define SLOW			120
+
+/* More than one folio batch, so that a truncation needs several of them. */
+#define NR_TRUNCATED		40
+
+#define MAX_POISON		1024
+#define MAX_SIZES		16
+
+/*
+ * State that outlives a test: what is poisoned now and how the pools were.  It
+ * is shared with all tests, so that a test that dies or runs out of time leaves
+ * nothing behind.
+ */
+static struct ledger {
+	unsigned long corrupted;	/* HardwareCorrupted when it was empty */
+	unsigned int nr_poison;
+	struct {
+		unsigned long pfn;
+		unsigned long head;
+	} poison[MAX_POISON];
+	unsigned int nr_sizes;
+	struct {
+		unsigned long size;
+		long nr;
+		long overcommit;
+	} saved[MAX_SIZES];
+	pid_t owner;
+} *ledger;
+
+struct pool {
+	long nr;
+	long free;
+	long resv;
+	long surplus;
+};
+
+/*
+ * A way to lose a page.  MADV_HWPOISON consumes it in the calling thread, which
+ * must hear of it.  An error told by its page frame number was consumed by
+ * nobody, and only those hear of it who asked for early signals.
+ */
+struct injector {
+	int (*inject)(char *addr, unsigned long pfn);
+	int code;
+};
+
+/* The hugepages under test. */
+struct subject {
+	const struct injector *injector;
+	unsigned long size;
+	unsigned long nr_raw;		/* raw pages in a hugepage */
+	unsigned long nr_huge;		/* hugepages in the file */
+	int fd;
+	char *map;
+	unsigned long *head;		/* first pfn of each hugepage */
+	bool *lost;			/* by raw page of the file */
+	unsigned long nr_lost;
+	uint64_t *flags;		/* room for a word on each raw page */
+	struct pool before;		/* with all hugepages of the test free */
+	unsigned long corrupted;	/* HardwareCorrupted at the start, in kB */
+};
+
+/* What the last SIGBUS said, and how many there were. */
+static struct {
+	int nr;
+	int code;
+	int lsb;
+	uintptr_t addr;
+} heard;
+
+static atomic_bool accessing;
+static atomic_bool injecting;
+static sigjmp_buf access_jmp_buf;
+
+static void handle_sigbus(int sig, siginfo_t *si, void *ucontext)
+{
+	heard.nr++;
+	heard.code = si->si_code;
+	heard.lsb = si->si_addr_lsb;
+	heard.addr = (uintptr_t)si->si_addr;
+
+	if (accessing)
+		siglongjmp(access_jmp_buf, 1);
+
+	/* An access that nobody expected to fail would fail for ever. */
+	if (!injecting && si->si_code != BUS_MCEERR_AO)
+		signal(SIGBUS, SIG_DFL);
+}
+
+static int setup_sighandler(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = handle_sigbus,
+		.sa_flags = SA_SIGINFO | SA_RESTART,
+	};
+
+	return sigaction(SIGBUS, &sa, NULL);
+}
+
+static bool try_access(char *ptr, bool write)
+{
+	bool failed;
+
+	heard.nr = 0;
+	failed = sigsetjmp(access_jmp_buf, 1) != 0;
+	if (!failed) {
+		accessing = true;
+		if (write)
+			__atomic_store_n(ptr, 'x', __ATOMIC_RELAXED);
+		else
+			FORCE_READ(*ptr);
+	}
+	accessing = false;
+	return !failed;
+}
+
+static bool try_read(char *ptr)
+{
+	return try_access(ptr, false);
+}
+
+static bool try_write(char *ptr)
+{
+	return try_access(ptr, true);
+}
+
+static int write_pfn(const char *path, unsigned long pfn)
+{
+	char buf[32];
+	int fd, len, ret;
+
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+
+	len = snprintf(buf, sizeof(buf), "0x%lx\n", pfn);
+	ret = write(fd, buf, len) == len ? 0 : -errno;
+	close(fd);
+	return ret;
+}
+
+static int inject_madvise(char *addr, unsigned long pfn)
+{
+	return madvise(addr, psize(), MADV_HWPOISON) ? -errno : 0;
+}
+
+static int inject_corrupt_pfn(char *addr, unsigned long pfn)
+{
+	return write_pfn(DEBUGFS_CORRUPT_PFN, pfn);
+}
+
+static const struct injector by_madvise = {
+	.inject = inject_madvise,
+	.code = BUS_MCEERR_AR,
+};
+
+static const struct injector by_pfn = {
+	.inject = inject_corrupt_pfn,
+	.code = BUS_MCEERR_AO,
+};
+
+static bool read_long(const char *path, long *val)
+{
+	FILE *f = fopen(path, "r");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fscanf(f, "%ld", val) == 1;
+	fclose(f);
+	return ok;
+}
+
+static bool write_long(const char *path, long val)
+{
+	FILE *f = fopen(path, "w");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fprintf(f, "%ld", val) > 0;
+	return !fclose(f) && ok;
+}
+
+static const char *pool_path(unsigned long size, const char *name)
+{
+	static char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), SYSFS_HUGEPAGES "/hugepages-%lukB/%s",
+		 size >> 10, name);
+	return path;
+}
+
+static bool pool_exists(unsigned long size)
+{
+	return !access(pool_path(size, "nr_hugepages"), R_OK | W_OK);
+}
+
+static long pool_get(unsigned long size, const char *name)
+{
+	long val;
+
+	return read_long(pool_path(size, name), &val) ? val : -1;
+}
+
+static struct pool pool_read(unsigned long size)
+{
+	return (struct pool) {
+		.nr = pool_get(size, "nr_hugepages"),
+		.free = pool_get(size, "free_hugepages"),
+		.resv = pool_get(size, "resv_hugepages"),
+		.surplus = pool_get(size, "surplus_hugepages"),
+	};
+}
+
+/* Make @nr hugepages available that nobody has reserved. */
+static bool pool_grow(unsigned long size, long nr)
+{
+	struct pool pool = pool_read(size);
+	long missing = nr - (pool.free - pool.resv);
+
+	if (missing <= 0)
+		return true;
+
+	write_long(pool_path(size, "nr_hugepages"), pool.nr + missing);
+	pool = pool_read(size);
+	return pool.free - pool.resv >= nr;
+}
+
+static void save_pools(void)
+{
+	DIR *dir = opendir(SYSFS_HUGEPAGES);
+	struct dirent *entry;
+
+	while (dir && ledger->nr_sizes < MAX_SIZES) {
+		unsigned int i = ledger->nr_sizes;
+		unsigned long size;
+
+		entry = readdir(dir);
+		if (!entry)
+			break;
+		if (sscanf(entry->d_name, "hugepages-%lukB", &size) != 1)
+			continue;
+		size <<= 10;
+		ledger->saved[i].size = size;
+		ledger->saved[i].nr = pool_get(size, "nr_hugepages");
+		ledger->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
+		ledger->nr_sizes++;
+	}
+
+	if (dir)
+		closedir(dir);
+}
+
+static void restore_pool(unsigned long size, const char *name, long val)
+{
+	if (pool_get(size, name) != val)
+		write_long(pool_path(size, name), val);
+}
+
+static void restore_pools(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ledger->nr_sizes; i++) {
+		unsigned long size = ledger->saved[i].size;
+
+		restore_pool(size, "nr_overcommit_hugepages", ledger->saved[i].overcommit);
+		restore_pool(size, "nr_hugepages", ledger->saved[i].nr);
+	}
+}
+
+/* Read the kpageflags of @nr page frames. */
+static bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t *flags)
+{
+	size_t len = nr * sizeof(*flags);
+	ssize_t ret;
+	int fd;
+
+	fd = open("/proc/kpageflags", O_RDONLY);
+	if (fd < 0)
+		return false;
+	ret = pread(fd, flags, len, pfn * sizeof(*flags));
+	close(fd);
+	return ret == (ssize_t)len;
+}
+
+static bool is_poisoned(unsigned long pfn)
+{
+	uint64_t flags = 0;
+
+	return read_kpageflags(pfn, 1, &flags) && (flags & KPF_HWPOISON);
+}
+
+/* The pfn that @addr is mapped to, or -1UL. */
+static unsigned long mapped_pfn(char *addr)
+{
+	unsigned long pfn;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return -1UL;
+	pfn = pagemap_get_pfn(fd, addr);
+	close(fd);
+	return pfn;
+}
+
+static bool is_mapped(char *addr)
+{
+	return mapped_pfn(addr) != -1UL;
+}
+
+static unsigned long hardware_corrupted(void)
+{
+	unsigned long kb;
+
+	return get_hardware_corrupted_size(&kb) ? -1UL : kb;
+}
+
+/*
+ * Give back whatever is still poisoned: a plain hugepage as a whole through its
+ * first page, the lost pages of a released kept one each for itself.  A process
+ * that was just killed may still hold them, or be about to release them: only
+ * the counter tells when that is done.  Returns how many kB resisted.
+ */
+static long settle_ledger(void)
+{
+	unsigned int i, tries;
+
+	for (tries = 0; ledger->nr_poison && tries < 250; tries++) {
+		if (tries)
+			usleep(20000);
+		for (i = 0; i < ledger->nr_poison; i++)
+			if (!is_poisoned(ledger->poison[i].pfn) ||
+			    unpoison_memory(ledger->poison[i].pfn))
+				if (is_poisoned(ledger->poison[i].head))
+					unpoison_memory(ledger->poison[i].head);
+		if (hardware_corrupted() == ledger->corrupted)
+			break;
+	}
+
+	if (!ledger->nr_poison)
+		return 0;
+	ledger->nr_poison = 0;
+	return hardware_corrupted() - ledger->corrupted;
+}
+
+/* Before the page is poisoned, for the test may not come back from it. */
+static bool note_poison(unsigned long pfn, unsigned long head)
+{
+	if (ledger->nr_poison >= MAX_POISON)
+		return false;
+
+	if (!ledger->nr_poison)
+		ledger->corrupted = hardware_corrupted();
+	ledger->poison[ledger->nr_poison].pfn = pfn;
+	ledger->poison[ledger->nr_poison].head = head;
+	ledger->nr_poison++;
+	return true;
+}
+
+static int create_memfd(unsigned long size, unsigned int flags)
+{
+	unsigned int log2 = __builtin_ctzl(size);
+
+	return memfd_create("hugetlb-mfr", MFD_HUGETLB | flags | log2 << MFD_HUGE_SHIFT);
+}
+
+static bool kernel_can_keep(void)
+{
+	int fd = memfd_create("hugetlb-mfr", MFD_HUGETLB | MFD_MF_KEEP_UE_MAPPED);
+
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+static char *map_file(struct subject *s, int flags)
+{
+	char *map = mmap(NULL, s->nr_huge * s->size, PROT_READ | PROT_WRITE,
+			 flags, s->fd, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
+static void unmap_file(struct subject *s)
+{
+	munmap(s->map, s->nr_huge * s->size);
+	s->map = NULL;
+}
+
+/* Every word of the file differs, so that a misplaced page can't go unseen. */
+static void fill(struct subject *s)
+{
+	uint64_t *word = (uint64_t *)s->map;
+	unsigned long i;
+
+	for (i = 0; i < s->nr_huge * s->size / sizeof(*word); i++)
+		word[i] = i ^ 0xa5a5a5a5a5a5a5a5;
+}
+
+static bool page_is_intact(const char *page, unsigned long nr)
+{
+	unsigned long nr_words = psize() / sizeof(uint64_t);
+	const uint64_t *word = (const uint64_t *)page;
+	unsigned long i;
+
+	for (i = 0; i < nr_words; i++)
+		if (word[i] != ((nr * nr_words + i) ^ 0xa5a5a5a5a5a5a5a5))
+			return false;
+	return true;
+}
+
+static bool page_is_zero(const char *page)
+{
+	unsigned int i;
+
+	for (i = 0; i < psize(); i++)
+		if (page[i])
+			return false;
+	return true;
+}
+
+/* Compare each byte that was not lost.  Returns how many raw pages changed. */
+static unsigned long nr_changed_pages(struct subject *s)
+{
+	unsigned long i, nr = 0;
+
+	for (i = 0; i < s->nr_huge * s->nr_raw; i++)
+		if (!s->lost[i] && !page_is_intact(s->map + i * psize(), i))
+			nr++;
+	return nr;
+}
+
+static char *raw_page(struct subject *s, unsigned long nr)
+{
+	return s->map + nr * psize();
+}
+
+static unsigned long raw_pfn(struct subject *s, unsigned long nr)
+{
+	return s->head[nr / s->nr_raw] + nr % s->nr_raw;
+}
+
+/*
+ * Whatever kept file is under test, is hugepage @nr at @map still one entry of
+ * the page table?  hugetlb maps nothing but whole hugepages: if each raw page
+ * is present in its place and belongs to a hugepage, nothing was unmapped,
+ * split or moved.
+ */
+static bool is_mapped_huge(struct subject *s, char *map, unsigned long nr)
+{
+	const size_t len = s->nr_raw * sizeof(*s->flags);
+	const uintptr_t addr = (uintptr_t)map + nr * s->size;
+	unsigned long i;
+	ssize_t ret;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return false;
+	ret = pread(fd, s->flags, len, addr / psize() * sizeof(*s->flags));
+	close(fd);
+	if (ret != (ssize_t)len)
+		return false;
+	for (i = 0; i < s->nr_raw; i++)
+		if (!PAGEMAP_PRESENT(s->flags[i]) ||
+		    PAGEMAP_PFN(s->flags[i]) != s->head[nr] + i)
+			return false;
+
+	if (!read_kpageflags(s->head[nr], s->nr_raw, s->flags))
+		return false;
+	for (i = 0; i < s->nr_raw; i++)
+		if (!(s->flags[i] & KPF_HUGE))
+			return false;
+	return true;
+}
+
+static void *alloc_shared(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Prepare for @nr_huge hugepages of @size, without making the file. */
+static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long size, const struct injector *injector,
+			  unsigned long nr_huge)
+{
+	struct rlimit no_core = {};
+	long recovery;
+
+	s->size = size;
+	s->nr_raw = size / psize();
+	s->nr_huge = nr_huge;
+	s->injector = injector;
+	s->fd = -1;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	if (access(DEBUGFS_CORRUPT_PFN, W_OK) || access(DEBUGFS_UNPOISON_PFN, W_OK))
+		SKIP(return, "needs debugfs and hwpoison-inject");
+	if (access("/proc/kpageflags", R_OK))
+		SKIP(return, "needs CONFIG_PROC_PAGE_MONITOR");
+	if (read_long(MF_RECOVERY, &recovery) && !recovery)
+		SKIP(return, "an error would panic: vm.memory_failure_recovery is 0");
+	if (!pool_exists(size))
+		SKIP(return, "no hugepages of %lu kB here", size >> 10);
+
+	/* A test that ran out of time has not cleaned up. */
+	settle_ledger();
+	restore_pools();
+
+	if (!pool_grow(size, nr_huge)) {
+		restore_pools();
+		SKIP(return, "can't get %lu hugepages of %lu kB", nr_huge, size >> 10);
+	}
+
+	ASSERT_EQ(0, setrlimit(RLIMIT_CORE, &no_core));
+	ASSERT_EQ(0, setup_sighandler());
+	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+
+	s->head = alloc_shared(nr_huge * sizeof(*s->head));
+	s->lost = alloc_shared(nr_huge * s->nr_raw);
+	s->flags = alloc_shared(s->nr_raw * sizeof(*s->flags));
+	ASSERT_NE(NULL, s->head);
+	ASSERT_NE(NULL, s->lost);
+	ASSERT_NE(NULL, s->flags);
+
+	s->before = pool_read(size);
+	s->corrupted = hardware_corrupted();
+	ASSERT_NE(-1UL, s->corrupted);
+}
+
+static void open_subject(struct __test_metadata *_metadata, struct subject *s,
+			 unsigned int flags)
+{
+	unsigned long i;
+
+	s->fd = create_memfd(s->size, flags);
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	fill(s);
+
+	for (i = 0; i < s->nr_huge; i++) {
+		s->head[i] = mapped_pfn(s->map + i * s->size);
+		ASSERT_NE(-1UL, s->head[i]);
+		/* No frame number, no injection: lockdown or a user namespace. */
+		ASSERT_NE(0, s->head[i]);
+	}
+}
+
+/* Runs in the parent when the test and all it held is gone. */
+static void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
+{
+	EXPECT_EQ(0, settle_ledger());
+	EXPECT_EQ(s->corrupted, hardware_corrupted());
+	restore_pools();
+}
+
+/* Get @nr hugepages more, beside those of the file. */
+static bool need_more_hugepages(struct subject *s, long nr)
+{
+	if (!pool_grow(s->size, nr))
+		return false;
+
+	s->before = pool_read(s->size);
+	s->before.free += s->nr_huge;
+	return true;
+}
+
+static void expect_sigbus(struct __test_metadata *_metadata, int code, char *addr,
+			  unsigned int lsb)
+{
+	EXPECT_EQ(1, heard.nr);
+	EXPECT_EQ(code, heard.code);
+	EXPECT_EQ((uintptr_t)addr, heard.addr);
+	EXPECT_EQ(lsb, heard.lsb);
+}
+
+/* A fault tells the address it happened at, somewhere in the lost page. */
+static void expect_fault_in(struct __test_metadata *_metadata, char *page)
+{
+	EXPECT_EQ(1, heard.nr);
+	EXPECT_EQ(BUS_MCEERR_AR, heard.code);
+	EXPECT_EQ((uintptr_t)page, heard.addr & ~((uintptr_t)psize() - 1));
+	EXPECT_EQ(pshift(), heard.lsb);
+}
+
+static void expect_corrupted(struct __test_metadata *_metadata, struct subject *s)
+{
+	EXPECT_EQ(s->corrupted + s->nr_lost * (psize() >> 10), hardware_corrupted());
+}
+
+/* Compare a pool with how it was before, less @gone hugepages, @used in use. */
+static void expect_pool(struct __test_metadata *_metadata, struct subject *s,
+			long gone, long used)
+{
+	struct pool pool = pool_read(s->size);
+
+	EXPECT_EQ(s->before.nr - gone, pool.nr);
+	EXPECT_EQ(s->before.free - gone - used, pool.free);
+	EXPECT_EQ(s->before.resv, pool.resv);
+	EXPECT_EQ(s->before.surplus, pool.surplus);
+}
+
+static int inject(struct subject *s, unsigned long nr)
+{
+	int ret;
+
+	heard.nr = 0;
+	injecting = true;
+	ret = s->injector->inject(s->map ? raw_page(s, nr) : NULL, raw_pfn(s, nr));
+	injecting = false;
+	return ret;
+}
+
+static void note_lost(struct __test_metadata *_metadata, struct subject *s,
+		      unsigned long nr)
+{
+	ASSERT_FALSE(s->lost[nr]);
+	ASSERT_TRUE(note_poison(raw_pfn(s, nr), s->head[nr / s->nr_raw]));
+	s->lost[nr] = true;
+	s->nr_lost++;
+}
+
+/* Lose raw page @nr of a kept file: one exact signal, one page more lost. */
+static void lose(struct __test_metadata *_metadata, struct subject *s,
+		 unsigned long nr)
+{
+	note_lost(_metadata, s, nr);
+	ASSERT_EQ(0, inject(s, nr));
+	if (s->map)
+		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
+	else
+		EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+	/* One page that went wrong says enough. */
+	if (_metadata->exit_code)
+		ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+}
+
+/* Lose raw page @nr of a file without the flag: the signal means all of it. */
+static void lose_hugepage(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long nr)
+{
+	note_lost(_metadata, s, nr);
+	ASSERT_EQ(0, inject(s, nr));
+	expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
+		      __builtin_ctzl(s->size));
+	expect_corrupted(_metadata, s);
+}
+
+#define NR_SPOTS	8
+
+/* Places in a hugepage where a mistake would show. */
+static unsigned long spot(struct subject *s, unsigned int i)
+{
+	unsigned long nr = s->nr_raw;
+	unsigned long line = s->size > SZ_2M ? SZ_2M / psize() : nr / 4;
+	const unsigned long spots[NR_SPOTS] = {
+		0, nr - 1,		/* head and last page */
+		line - 1, line,		/* both sides of a 2 MiB line */
+		1, nr - 2,
+		nr / 2, nr / 2 + 3,
+	};
+
+	return spots[i];
+}
+
+static void lose_spots(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SPOTS; i++)
+		lose(_metadata, s, spot(s, i));
+}
+
+/*
+ * Many lost pages: all of a small hugepage, several hundred of a large one,
+ * its first and last among them.
+ */
+static void lose_many(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned long step = s->nr_raw > 512 ? s->nr_raw / 300 : 1;
+	unsigned long i;
+
+	for (i = 0; i < s->nr_raw; i += step)
+		lose(_metadata, s, i);
+	if (!s->lost[s->nr_raw - 1])
+		lose(_metadata, s, s->nr_raw - 1);
+}
+
+/* A healthy neighbour of the lost page @nr. */
+static unsigned long neighbour(unsigned long nr)
+{
+	return nr ^ 1;
+}
+
+/*
+ * The lost pages of a released hugepage are poisoned, and neither free nor part
+ * of anything else.  The release may be left to a worker, which takes its time.
+ * But at no time may a lost page be free.
+ */
+static void expect_out_of_use(struct __test_metadata *_metadata, struct subject *s,
+			      unsigned long huge)
+{
+	const uint64_t bad = KPF_IN_USE | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
+	unsigned long nr_unpoisoned, nr_used, nr_free;
+	unsigned long i, tries;
+
+	for (tries = 0; tries < 250; tries++) {
+		ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
+		nr_unpoisoned = 0;
+		nr_used = 0;
+		nr_free = 0;
+		for (i = 0; i < s->nr_raw; i++) {
+			if (!s->lost[huge * s->nr_raw + i])
+				continue;
+			nr_unpoisoned += !(s->flags[i] & KPF_HWPOISON);
+			nr_used += !!(s->flags[i] & bad);
+			nr_free += !!(s->flags[i] & KPF_BUDDY);
+		}
+		if (nr_free || (!nr_unpoisoned && !nr_used))
+			break;
+		usleep(20000);
+	}
+	EXPECT_EQ(0, nr_unpoisoned);
+	EXPECT_EQ(0, nr_used);
+	EXPECT_EQ(0, nr_free);
+}
+
+/* Count the healthy pages that are neither free nor in anybody's use. */
+static unsigned long nr_leaked(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long huge)
+{
+	unsigned long i, nr = 0;
+
+	ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
+	for (i = 0; i < s->nr_raw; i++)
+		if (!s->lost[huge * s->nr_raw + i] &&
+		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+			nr++;
+	return nr;
+}
+
+/*
+ * Unpoison the lost pages of a released hugepage one by one.  On its way each
+ * of them drains the per-cpu lists of its zone, so that every page of the
+ * hugepage that is free must show on the lists of the buddy allocator.
+ */
+static void expect_all_come_back(struct __test_metadata *_metadata, struct subject *s,
+				 unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	unsigned long leaked = -1UL;
+	unsigned long i, pfn;
+
+	expect_out_of_use(_metadata, s, huge);
+	for (i = first; i < first + s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		pfn = raw_pfn(s, i);
+		EXPECT_EQ(0, unpoison_memory(pfn))
+			break;
+		s->lost[i] = false;
+		s->nr_lost--;
+		expect_corrupted(_metadata, s);
+		/*
+		 * Once is enough for an idle machine.  On a busy one a page may
+		 * just have been on its way from one user to the next.
+		 */
+		if (leaked)
+			leaked = nr_leaked(_metadata, s, huge);
+	}
+	EXPECT_EQ(0, leaked);
+
+	/* By now there is no lost page left among those counted. */
+	EXPECT_EQ(0, nr_leaked(_metadata, s, huge));
+}
+
+static void wait_for_release(struct subject *s, long gone)
+{
+	int i;
+
+	for (i = 0; i < 250; i++) {
+		struct pool pool = pool_read(s->size);
+
+		if (pool.nr == s->before.nr - gone && pool.free == s->before.free - gone)
+			break;
+		usleep(20000);
+	}
+}
+
+/* The file is gone: one hugepage less, and of that only the lost pages lost. */
+static void expect_released(struct __test_metadata *_metadata, struct subject *s)
+{
+	wait_for_release(s, 1);
+	expect_pool(_metadata, s, 1, 0);
+	expect_corrupted(_metadata, s);
+	expect_all_come_back(_metadata, s, 0);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+static int punch(struct subject *s, off_t start, off_t len)
+{
+	return fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len);
+}
+
+static void wait_for_child(struct __test_metadata *_metadata, pid_t pid)
+{
+	int status;
+
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	ASSERT_EQ(0, WEXITSTATUS(status));
+}
+
+/* fork() a process that does not outlive the test. */
+static pid_t fork_helper(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
+}
+
+/*
+ * Another process that maps the file and reports each SIGBUS it gets.  It
+ * collects them instead of handling them, so none can be missed.
+ */
+struct witness {
+	pid_t pid;
+	int report;
+	char *map;
+};
+
+static void be_witness(struct subject *s, int policy, int report)
+{
+	siginfo_t si;
+	sigset_t set;
+	char *map;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, policy, 0, 0);
+
+	/* At an address of its own, and nowhere else. */
+	map = map_file(s, MAP_SHARED);
+	munmap(s->map, s->nr_huge * s->size);
+	if (map)
+		FORCE_READ(*map);
+	while (write(report, &map, sizeof(map)) == sizeof(map)) {
+		if (sigwaitinfo(&set, &si) != SIGBUS)
+			break;
+		if (write(report, &si, sizeof(si)) != sizeof(si))
+			break;
+	}
+	_exit(KSFT_FAIL);
+}
+
+static void start_witness(struct __test_metadata *_metadata, struct subject *s,
+			  struct witness *w, int policy)
+{
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	w->pid = fork_helper();
+	ASSERT_LE(0, w->pid);
+	if (!w->pid)
+		be_witness(s, policy, fds[1]);
+	close(fds[1]);
+	w->report = fds[0];
+	ASSERT_EQ(sizeof(w->map), read(w->report, &w->map, sizeof(w->map)));
+	ASSERT_NE(NULL, w->map);
+}
+
+static bool witness_heard(struct witness *w, siginfo_t *si, int timeout_ms)
+{
+	struct pollfd pfd = { .fd = w->report, .events = POLLIN };
+	char *map;
+
+	return poll(&pfd, 1, timeout_ms) == 1 &&
+	       read(w->report, si, sizeof(*si)) == sizeof(*si) &&
+	       read(w->report, &map, sizeof(map)) == sizeof(map);
+}
+
+static void stop_witness(struct witness *w)
+{
+	kill(w->pid, SIGKILL);
+	waitpid(w->pid, NULL, 0);
+	close(w->report);
+}
+
+/*
+ * memfd_create()
+ */
+
+TEST(keeping_is_refused_without_MFD_HUGETLB)
+{
+	const unsigned int others[] = {
+		0, MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC,
+		MFD_CLOEXEC | MFD_ALLOW_SEALING,
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(others); i++) {
+		errno = 0;
+		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_MF_KEEP_UE_MAPPED | others[i]));
+		EXPECT_EQ(EINVAL, errno);
+	}
+}
+
+TEST(unknown_flags_are_refused)
+{
+	const unsigned int known = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB |
+				   MFD_NOEXEC_SEAL | MFD_EXEC | MFD_MF_KEEP_UE_MAPPED;
+	unsigned int bit;
+
+	for (bit = 0; bit < MFD_HUGE_SHIFT; bit++) {
+		if (known & (1U << bit))
+			continue;
+		errno = 0;
+		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", 1U << bit));
+		EXPECT_EQ(EINVAL, errno);
+		errno = 0;
+		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_HUGETLB | 1U << bit));
+		EXPECT_EQ(EINVAL, errno);
+		errno = 0;
+		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_HUGETLB |
+					   MFD_MF_KEEP_UE_MAPPED | 1U << bit));
+		EXPECT_EQ(EINVAL, errno);
+	}
+}
+
+TEST(keeping_goes_with_all_other_flags)
+{
+	const unsigned int others[] = {
+		MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC,
+	};
+	unsigned int mask, i;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+
+	for (mask = 0; mask < 1U << ARRAY_SIZE(others); mask++) {
+		unsigned int flags = MFD_HUGETLB;
+		int plain, kept, plain_errno, kept_errno;
+
+		for (i = 0; i < ARRAY_SIZE(others); i++)
+			if (mask & (1U << i))
+				flags |= others[i];
+
+		/* Some are refused anyway; the policy must not matter. */
+		errno = 0;
+		plain = memfd_create("hugetlb-mfr", flags);
+		plain_errno = errno;
+		errno = 0;
+		kept = memfd_create("hugetlb-mfr", flags | MFD_MF_KEEP_UE_MAPPED);
+		kept_errno = errno;
+
+		EXPECT_EQ(plain < 0, kept < 0);
+		if (plain < 0 || kept < 0) {
+			EXPECT_EQ(plain_errno, kept_errno);
+		} else {
+			struct stat plain_stat, kept_stat;
+
+			EXPECT_EQ(fcntl(plain, F_GETFD), fcntl(kept, F_GETFD));
+			EXPECT_EQ(fcntl(plain, F_GET_SEALS), fcntl(kept, F_GET_SEALS));
+			EXPECT_EQ(0, fstat(plain, &plain_stat));
+			EXPECT_EQ(0, fstat(kept, &kept_stat));
+			EXPECT_EQ(plain_stat.st_mode, kept_stat.st_mode);
+		}
+		close(plain);
+		close(kept);
+	}
+}
+
+TEST(keeping_works_with_every_hugepage_size)
+{
+	unsigned int i;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+
+	ASSERT_LT(0, ledger->nr_sizes);
+	for (i = 0; i < ledger->nr_sizes; i++) {
+		unsigned long size = ledger->saved[i].size;
+		struct stat st;
+		int fd;
+
+		fd = create_memfd(size, MFD_MF_KEEP_UE_MAPPED);
+		EXPECT_LE(0, fd);
+		EXPECT_EQ(0, fstat(fd, &st));
+		EXPECT_EQ(size, st.st_blksize);
+		close(fd);
+	}
+}
+
+/*
+ * One kept hugepage
+ */
+
+FIXTURE(kept)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(kept)
+{
+	unsigned long size;
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(kept, madvise_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(kept, corrupt_pfn_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(kept, madvise_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(kept, corrupt_pfn_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(kept)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(kept)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(kept, one_lost_page_is_signalled_exactly, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, s->nr_raw / 2);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(kept, eight_lost_pages_are_signalled_one_by_one, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(kept, many_lost_pages_are_signalled_one_by_one, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_many(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(kept, all_other_bytes_stay_writable, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i, j, nr_wrong = 0;
+
+	lose_spots(_metadata, s);
+
+	for (i = 0; i < s->nr_raw; i++) {
+		uint64_t *word = (uint64_t *)raw_page(s, i);
+
+		for (j = 0; j < psize() / sizeof(*word) && !s->lost[i]; j++)
+			word[j] = ~word[j];
+	}
+	for (i = 0; i < s->nr_raw; i++) {
+		uint64_t *word = (uint64_t *)raw_page(s, i);
+
+		for (j = 0; j < psize() / sizeof(*word) && !s->lost[i]; j++)
+			word[j] = ~word[j];
+		nr_wrong += !s->lost[i] && !page_is_intact(raw_page(s, i), i);
+	}
+	EXPECT_EQ(0, nr_wrong);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int i;
+
+	lose_spots(_metadata, s);
+	for (i = 0; i < 2 * NR_SPOTS; i++) {
+		unsigned long nr = spot(s, i % NR_SPOTS);
+
+		EXPECT_EQ(-EHWPOISON, inject(s, nr));
+		/* Only a page that is consumed again is news. */
+		if (s->injector->code == BUS_MCEERR_AR)
+			expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
+		else
+			EXPECT_EQ(0, heard.nr);
+		expect_corrupted(_metadata, s);
+	}
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	/* Nor did any of them leave a reference behind. */
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+/* Sum up a counter of the memory_failure statistics of all nodes. */
+static long mf_stat(const char *name)
+{
+	DIR *dir = opendir("/sys/devices/system/node");
+	struct dirent *entry;
+	char path[PATH_MAX];
+	long val, sum = -1;
+	unsigned int node;
+
+	while (dir && (entry = readdir(dir))) {
+		if (sscanf(entry->d_name, "node%u", &node) != 1)
+			continue;
+		snprintf(path, sizeof(path),
+			 "/sys/devices/system/node/node%u/memory_failure/%s", node, name);
+		if (read_long(path, &val))
+			sum = sum < 0 ? val : sum + val;
+	}
+
+	if (dir)
+		closedir(dir);
+	return sum;
+}
+
+TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
+{
+	static const char * const names[] = {
+		"total", "delayed", "ignored", "failed", "recovered",
+	};
+	struct subject *s = &self->s;
+	long before[ARRAY_SIZE(names)];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++)
+		before[i] = mf_stat(names[i]);
+	if (before[0] < 0)
+		SKIP(return, "no memory_failure statistics in sysfs");
+
+	lose_spots(_metadata, s);
+	EXPECT_EQ(-EHWPOISON, inject(s, spot(s, 3)));
+
+	EXPECT_EQ(before[0] + NR_SPOTS, mf_stat(names[0]));
+	EXPECT_EQ(before[1] + NR_SPOTS, mf_stat(names[1]));
+	for (i = 2; i < ARRAY_SIZE(names); i++)
+		EXPECT_EQ(before[i], mf_stat(names[i]));
+}
+
+TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int i;
+
+	lose_spots(_metadata, s);
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+
+	for (i = 0; i < NR_SPOTS; i++) {
+		char *page = raw_page(s, spot(s, i));
+
+		EXPECT_FALSE(try_read(page + 8));
+		expect_fault_in(_metadata, page);
+		EXPECT_FALSE(try_write(page + psize() - 1));
+		expect_fault_in(_metadata, page);
+		EXPECT_FALSE(is_mapped(s->map));
+	}
+
+	EXPECT_TRUE(try_read(raw_page(s, s->nr_raw / 4 + 1)));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	/* A fault is no new error. */
+	expect_corrupted(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	/* Who consumes a page must map it; else nobody does when it is lost. */
+	if (s->injector->code == BUS_MCEERR_AR) {
+		unmap_file(s);
+		s->map = map_file(s, MAP_SHARED);
+		ASSERT_NE(NULL, s->map);
+		ASSERT_FALSE(is_mapped(s->map));
+		lose(_metadata, s, nr);
+		unmap_file(s);
+	} else {
+		unmap_file(s);
+		lose(_metadata, s, nr);
+	}
+
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_FALSE(try_write(raw_page(s, nr)));
+	expect_fault_in(_metadata, raw_page(s, nr));
+	EXPECT_FALSE(is_mapped(s->map));
+	EXPECT_TRUE(try_read(raw_page(s, neighbour(nr))));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F_TIMEOUT(kept, a_second_process_faults_in_all_but_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw - 1;
+	pid_t pid;
+
+	lose(_metadata, s, nr);
+
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* The subject is shared, the address space is not. */
+		struct subject child = *s;
+
+		s = &child;
+		unmap_file(s);
+		s->map = map_file(s, MAP_SHARED);
+		ASSERT_NE(NULL, s->map);
+		EXPECT_FALSE(try_read(raw_page(s, nr)));
+		expect_fault_in(_metadata, raw_page(s, nr));
+		EXPECT_FALSE(is_mapped(s->map));
+		EXPECT_TRUE(try_read(raw_page(s, neighbour(nr))));
+		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+		EXPECT_EQ(0, nr_changed_pages(s));
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+}
+
+TEST_F_TIMEOUT(kept, an_early_kill_process_hears_of_each_page_others_lose, SLOW)
+{
+	struct subject *s = &self->s;
+	struct witness w;
+	unsigned int i;
+
+	start_witness(_metadata, s, &w, PR_MCE_KILL_EARLY);
+	for (i = 0; i < NR_SPOTS; i++) {
+		unsigned long nr = spot(s, i);
+		siginfo_t si;
+
+		lose(_metadata, s, nr);
+		ASSERT_TRUE(witness_heard(&w, &si, 10000));
+		EXPECT_EQ(BUS_MCEERR_AO, si.si_code);
+		EXPECT_EQ((uintptr_t)w.map + nr * psize(), (uintptr_t)si.si_addr);
+		EXPECT_EQ(pshift(), si.si_addr_lsb);
+	}
+	stop_witness(&w);
+}
+
+TEST_F_TIMEOUT(kept, a_late_kill_process_hears_nothing_of_what_others_lose, SLOW)
+{
+	struct subject *s = &self->s;
+	struct witness w;
+	siginfo_t si;
+
+	start_witness(_metadata, s, &w, PR_MCE_KILL_LATE);
+	lose(_metadata, s, 0);
+	lose(_metadata, s, s->nr_raw / 2);
+	EXPECT_FALSE(witness_heard(&w, &si, 500));
+	stop_witness(&w);
+}
+
+TEST_F_TIMEOUT(kept, a_late_kill_process_hears_only_what_it_consumes, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0));
+	note_lost(_metadata, s, nr);
+	EXPECT_EQ(0, inject(s, nr));
+	if (s->injector->code == BUS_MCEERR_AR)
+		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
+	else
+		EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page_and_goes_on_behind_it, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long ps = psize();
+	unsigned int i, k;
+	char *buf;
+
+	lose_spots(_metadata, s);
+	buf = malloc(4 * ps);
+	ASSERT_NE(NULL, buf);
+
+	for (i = 0; i < NR_SPOTS; i++) {
+		unsigned long nr = spot(s, i);
+		unsigned long first;
+
+		errno = 0;
+		EXPECT_EQ(-1, pread(s->fd, buf, ps, nr * ps));
+		EXPECT_EQ(EIO, errno);
+		/* Also for one byte of it. */
+		errno = 0;
+		EXPECT_EQ(-1, pread(s->fd, buf, 1, nr * ps + ps / 2));
+		EXPECT_EQ(EIO, errno);
+
+		/* Healthy bytes in front of it, but at most four pages. */
+		for (first = nr; first && nr - first < 3 && !s->lost[first - 1]; first--)
+			;
+		if (first < nr) {
+			EXPECT_EQ((nr - first) * ps, pread(s->fd, buf, 4 * ps, first * ps));
+			for (k = 0; k < nr - first; k++)
+				EXPECT_TRUE(page_is_intact(buf + k * ps, first + k));
+			EXPECT_EQ(100, pread(s->fd, buf, 4 * ps, nr * ps - 100));
+		}
+
+		/* And behind it. */
+		if (nr + 1 < s->nr_raw && !s->lost[nr + 1]) {
+			EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
+			EXPECT_TRUE(page_is_intact(buf, nr + 1));
+		}
+	}
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, punching_parts_spares_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	unsigned long i;
+
+	lose(_metadata, s, nr);
+
+	errno = 0;
+	EXPECT_EQ(-1, punch(s, (nr - 2) * ps, 4 * ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 2)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 1)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 1)));
+	/* The error is a simulated one: the page still shows its bytes. */
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
+
+	/* Bytes instead of pages. */
+	errno = 0;
+	EXPECT_EQ(-1, punch(s, nr * ps + ps / 2, 2 * ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
+	EXPECT_EQ(0, raw_page(s, nr + 2)[ps / 2 - 1]);
+	EXPECT_NE(0, raw_page(s, nr + 2)[ps / 2]);
+
+	for (i = 0; i < s->nr_raw; i++)
+		if (i + 2 < nr || i > nr + 2)
+			ASSERT_TRUE(page_is_intact(raw_page(s, i), i));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(kept, punching_healthy_parts_succeeds, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+
+	lose(_metadata, s, nr);
+	EXPECT_EQ(0, punch(s, (nr - 2) * ps, 2 * ps));
+	EXPECT_EQ(0, punch(s, (nr + 1) * ps, 2 * ps));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 2)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 1)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 1)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 2)));
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr - 3), nr - 3));
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr + 3), nr + 3));
+}
+
+TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char *shared = s->map;
+	char *private;
+
+	/* The copy must not fail for want of a hugepage. */
+	if (!need_more_hugepages(s, 1))
+		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
+
+	lose(_metadata, s, nr);
+	private = map_file(s, MAP_PRIVATE);
+	ASSERT_NE(NULL, private);
+
+	EXPECT_TRUE(try_read(private));
+	s->map = private;
+	EXPECT_EQ(0, nr_changed_pages(s));
+	s->map = shared;
+
+	EXPECT_FALSE(try_write(private + neighbour(nr) * psize()));
+	EXPECT_EQ(1, heard.nr);
+	EXPECT_EQ(BUS_MCEERR_AR, heard.code);
+	EXPECT_EQ(pshift(), heard.lsb);
+	EXPECT_LE((uintptr_t)private, heard.addr);
+	EXPECT_GT((uintptr_t)private + s->size, heard.addr);
+
+	/* Nothing was lost by trying. */
+	EXPECT_TRUE(try_read(private));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_corrupted(_metadata, s);
+
+	munmap(private, s->size);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
+{
+	struct subject *s = &self->s;
+	char byte;
+
+	lose_spots(_metadata, s);
+
+	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	unmap_file(s);
+	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_NE(0, unpoison_memory(s->head[0]));
+
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(-1, pread(s->fd, &byte, 1, 0));
+	EXPECT_EQ(-1, pread(s->fd, &byte, 1, s->nr_raw / 2 * psize()));
+	expect_pool(_metadata, s, 0, 1);
+
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, truncation_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	/* The mapping stays, with nothing in it. */
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	EXPECT_FALSE(is_mapped(s->map));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, punching_the_hugepage_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	EXPECT_EQ(0, punch(s, 0, s->size));
+	EXPECT_FALSE(is_mapped(s->map));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, the_last_close_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	unmap_file(s);
+	expect_pool(_metadata, s, 0, 1);
+	EXPECT_EQ(0, close(s->fd));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, the_last_munmap_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	EXPECT_EQ(0, close(s->fd));
+	expect_pool(_metadata, s, 0, 1);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	unmap_file(s);
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, many_lost_pages_are_all_left_out_at_the_end, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_many(_metadata, s);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+/* Leave the file to a child, which loses pages and then says so. */
+static pid_t leave_to_child(struct __test_metadata *_metadata, struct subject *s,
+			    bool exits)
+{
+	int go[2], done[2];
+	char byte = 0;
+	pid_t pid;
+
+	ASSERT_EQ(0, pipe(go));
+	ASSERT_EQ(0, pipe(done));
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		ASSERT_EQ(1, read(go[0], &byte, 1));
+		lose_spots(_metadata, s);
+		ASSERT_EQ(1, write(done[1], &byte, 1));
+		if (exits)
+			_exit(KSFT_PASS);
+		for (;;)
+			pause();
+	}
+
+	/* The subject is shared with the child, its address with nobody. */
+	munmap(s->map, s->size);
+	close(s->fd);
+	close(done[1]);
+	ASSERT_EQ(1, write(go[1], &byte, 1));
+	ASSERT_EQ(1, read(done[0], &byte, 1));
+	return pid;
+}
+
+TEST_F_TIMEOUT(kept, exit_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	wait_for_child(_metadata, leave_to_child(_metadata, s, true));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, SIGKILL_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+	pid_t pid = leave_to_child(_metadata, s, false);
+	int status;
+
+	expect_pool(_metadata, s, 0, 1);
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSIGNALED(status));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, punch_and_refault_gives_a_fresh_healthy_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long old = s->head[0];
+	unsigned long i, nr_dirty = 0;
+
+	if (!need_more_hugepages(s, 1))
+		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
+
+	lose_spots(_metadata, s);
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	expect_pool(_metadata, s, 1, 0);
+
+	for (i = 0; i < s->nr_raw; i++) {
+		/* Each one must be there and be cleared. */
+		if (!try_read(raw_page(s, i)) || *(uint64_t *)raw_page(s, i))
+			nr_dirty++;
+	}
+	EXPECT_EQ(0, nr_dirty);
+	s->head[0] = mapped_pfn(s->map);
+	EXPECT_NE(old, s->head[0]);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_FALSE(is_poisoned(s->head[0]));
+	for (i = 0; i < NR_SPOTS; i++)
+		EXPECT_TRUE(try_write(raw_page(s, spot(s, i))));
+	expect_pool(_metadata, s, 1, 1);
+	expect_corrupted(_metadata, s);
+
+	/* The old one was released, the fresh one is nothing special. */
+	s->head[0] = old;
+	expect_all_come_back(_metadata, s, 0);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 1, 0);
+}
+
+/* Of the memory at @map, how much lies in the hugepage?  Lost pages must not. */
+static unsigned long nr_handed_out(struct __test_metadata *_metadata, struct subject *s,
+				   char *map, size_t len)
+{
+	unsigned long nr = 0, nr_lost = 0;
+	size_t off;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	ASSERT_LE(0, fd);
+	for (off = 0; off < len; off += psize()) {
+		unsigned long pfn = pagemap_get_pfn(fd, map + off);
+
+		if (pfn < s->head[0] || pfn >= s->head[0] + s->nr_raw)
+			continue;
+		nr++;
+		nr_lost += s->lost[pfn - s->head[0]];
+	}
+	close(fd);
+	EXPECT_EQ(0, nr_lost);
+	return nr;
+}
+
+static long mem_free_kb(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	long kb = 0;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "MemFree: %ld kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+/* Free memory in blocks smaller than @size. */
+static long fragments_kb(unsigned long size)
+{
+	FILE *f = fopen("/proc/buddyinfo", "r");
+	long kb = 0;
+	int node;
+
+	while (f && fscanf(f, " Node %d, zone %*s", &node) == 1) {
+		unsigned long block = psize();
+		long nr;
+
+		for (; fscanf(f, "%ld", &nr) == 1; block *= 2)
+			if (block < size)
+				kb += nr * (block >> 10);
+	}
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr_ours = 0;
+	long min_kb, keep_kb, nr;
+	unsigned long i;
+	size_t len;
+	char *map;
+
+	if (!pool_exists(SZ_2M))
+		SKIP(return, "no hugepages of 2 MiB here");
+
+	/* All, that is, but what the watermarks need to keep the peace. */
+	ASSERT_TRUE(read_long("/proc/sys/vm/min_free_kbytes", &min_kb));
+	keep_kb = 4 * min_kb + (32 << 10);
+	if (mem_free_kb() < keep_kb + (256 << 10))
+		SKIP(return, "needs %ld MiB of free memory", (keep_kb >> 10) + 256);
+	ASSERT_TRUE(write_long("/proc/self/oom_score_adj", 1000));
+
+	lose_spots(_metadata, s);
+	unmap_file(s);
+	ASSERT_EQ(0, ftruncate(s->fd, 0));
+	wait_for_release(s, 1);
+	expect_pool(_metadata, s, 1, 0);
+
+	/* As small pages first, which use up the fragments before all else. */
+	len = (fragments_kb(SZ_2M) + (64 << 10)) << 10;
+	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	madvise(map, len, MADV_NOHUGEPAGE);
+	ASSERT_EQ(0, madvise(map, len, MADV_POPULATE_WRITE));
+	expect_out_of_use(_metadata, s, 0);
+	nr_ours = nr_handed_out(_metadata, s, map, len);
+
+	/* Then as hugepages: that takes the large blocks, and clears nothing. */
+	nr = pool_get(SZ_2M, "nr_hugepages");
+	write_long(pool_path(SZ_2M, "nr_hugepages"),
+		   nr + (mem_free_kb() - keep_kb) / (long)(SZ_2M >> 10));
+	ASSERT_LT(nr, pool_get(SZ_2M, "nr_hugepages"));
+	expect_out_of_use(_metadata, s, 0);
+	for (i = 0; i < s->nr_raw; i++)
+		nr_ours += !!(s->flags[i] & KPF_HUGE);
+
+	/* Most of what was freed must be ours by now, or this proves nothing. */
+	EXPECT_LT(s->nr_raw / 2, nr_ours);
+
+	munmap(map, len);
+	write_long(pool_path(SZ_2M, "nr_hugepages"), nr);
+	expect_released(_metadata, s);
+}
+
+/*
+ * The same without the flag: nothing changes
+ */
+
+FIXTURE(plain)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(plain)
+{
+	unsigned long size;
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(plain, madvise_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(plain, corrupt_pfn_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(plain, madvise_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(plain, corrupt_pfn_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(plain)
+{
+	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, 0);
+}
+
+FIXTURE_TEARDOWN_PARENT(plain)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(plain, the_first_lost_page_unmaps_the_whole_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_hugepage(_metadata, s, s->nr_raw / 2);
+	EXPECT_FALSE(is_mapped(s->map));
+	EXPECT_FALSE(is_mapped(raw_page(s, s->nr_raw - 1)));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(plain, every_byte_is_out_of_reach_afterwards, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int i;
+
+	lose_hugepage(_metadata, s, s->nr_raw / 2);
+	for (i = 0; i < NR_SPOTS; i++) {
+		char *ptr = raw_page(s, spot(s, i)) + 8;
+
+		EXPECT_FALSE(try_read(ptr));
+		expect_sigbus(_metadata, BUS_MCEERR_AR, ptr, __builtin_ctzl(s->size));
+		EXPECT_FALSE(try_write(ptr));
+		expect_sigbus(_metadata, BUS_MCEERR_AR, ptr, __builtin_ctzl(s->size));
+	}
+	expect_corrupted(_metadata, s);
+}
+
+TEST_F_TIMEOUT(plain, a_new_mapping_reaches_nothing_either, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_hugepage(_metadata, s, 0);
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_FALSE(try_read(raw_page(s, 1)));
+	expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, 1), __builtin_ctzl(s->size));
+	EXPECT_FALSE(is_mapped(s->map));
+}
+
+TEST_F_TIMEOUT(plain, pread_stops_at_the_lost_page_and_goes_on_behind_it, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	char *buf;
+
+	lose_hugepage(_metadata, s, nr);
+	buf = malloc(2 * ps);
+	ASSERT_NE(NULL, buf);
+	EXPECT_EQ(ps, pread(s->fd, buf, 2 * ps, (nr - 1) * ps));
+	EXPECT_TRUE(page_is_intact(buf, nr - 1));
+	errno = 0;
+	EXPECT_EQ(-1, pread(s->fd, buf, ps, nr * ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
+	EXPECT_TRUE(page_is_intact(buf, nr + 1));
+	free(buf);
+}
+
+TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_hugepage(_metadata, s, s->nr_raw / 2);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+
+	/* In the pool, but neither free nor anybody's. */
+	expect_pool(_metadata, s, 0, 1);
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_poisoned(s->head[0]));
+
+	/* Only the hugepage as a whole can be given back. */
+	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	s->nr_lost = 0;
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 0, 0);
+}
+
+/*
+ * The policy belongs to the file
+ */
+
+FIXTURE(passed_on)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(passed_on)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(passed_on)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Take @fd for the file, forget all else that leads there, and lose a page. */
+static void expect_kept_through(struct __test_metadata *_metadata, struct subject *s,
+				int fd)
+{
+	ASSERT_LE(0, fd);
+	unmap_file(s);
+	close(s->fd);
+	s->fd = fd;
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	lose(_metadata, s, 3);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F(passed_on, a_duplicate_keeps)
+{
+	expect_kept_through(_metadata, &self->s, dup(self->s.fd));
+}
+
+TEST_F(passed_on, a_file_reopened_through_proc_keeps)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", self->s.fd);
+	expect_kept_through(_metadata, &self->s, open(path, O_RDWR));
+}
+
+TEST_F(passed_on, a_descriptor_sent_over_a_socket_keeps)
+{
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(sizeof(int))];
+	} control = {};
+	char byte = 0;
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	int sk[2], fd;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_DGRAM, 0, sk));
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &self->s.fd, sizeof(int));
+	ASSERT_EQ(1, sendmsg(sk[0], &msg, 0));
+
+	memset(&control, 0, sizeof(control));
+	ASSERT_EQ(1, recvmsg(sk[1], &msg, 0));
+	cmsg = CMSG_FIRSTHDR(&msg);
+	ASSERT_NE(NULL, cmsg);
+	memcpy(&fd, CMSG_DATA(cmsg), sizeof(int));
+	expect_kept_through(_metadata, &self->s, fd);
+}
+
+TEST_F(passed_on, a_forked_child_keeps)
+{
+	struct subject *s = &self->s;
+	pid_t pid;
+
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* With the mapping as it was inherited. */
+		lose(_metadata, s, 3);
+		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+		EXPECT_EQ(0, nr_changed_pages(s));
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+/*
+ * Reservations, surplus pages, and hugepages side by side
+ */
+
+FIXTURE(accounted)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(accounted)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(accounted, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(accounted, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(accounted)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 2);
+}
+
+FIXTURE_TEARDOWN_PARENT(accounted)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F(accounted, the_pages_on_both_sides_of_a_hugepage_line_are_two_losses)
+{
+	struct subject *s = &self->s;
+
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, s->nr_raw - 1);
+	lose(_metadata, s, s->nr_raw);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 1));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 2, 0);
+	expect_all_come_back(_metadata, s, 0);
+	expect_all_come_back(_metadata, s, 1);
+}
+
+TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)
+{
+	struct subject *s = &self->s;
+
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, 5);
+	EXPECT_EQ(0, punch(s, s->size, s->size));
+	expect_pool(_metadata, s, 0, 1);
+	EXPECT_EQ(0, punch(s, 0, s->size));
+	expect_pool(_metadata, s, 1, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F(accounted, a_punch_removes_whole_hugepages_even_if_a_part_is_lost)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw - 2;
+
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, nr);
+
+	errno = 0;
+	EXPECT_EQ(-1, punch(s, (nr - 1) * psize(), 3 * psize() + s->size));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 1)));
+	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 1)));
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
+	EXPECT_TRUE(page_is_intact(raw_page(s, nr - 2), nr - 2));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_FALSE(is_mapped(s->map + s->size));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
+{
+	struct subject *s = &self->s;
+	struct pool pool;
+
+	/* Reserve two hugepages, fault in the first. */
+	s->fd = create_memfd(s->size, MFD_MF_KEEP_UE_MAPPED);
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, 2 * s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	ASSERT_EQ(s->before.resv + 2, pool_get(s->size, "resv_hugepages"));
+	ASSERT_TRUE(try_write(s->map));
+	s->head[0] = mapped_pfn(s->map);
+	ASSERT_NE(-1UL, s->head[0]);
+	lose(_metadata, s, 5);
+
+	EXPECT_EQ(0, punch(s, 0, s->size));
+	pool = pool_read(s->size);
+	EXPECT_EQ(s->before.nr - 1, pool.nr);
+	EXPECT_EQ(s->before.free - 1, pool.free);
+	EXPECT_EQ(s->before.resv + 1, pool.resv);
+	EXPECT_EQ(s->before.surplus, pool.surplus);
+
+	EXPECT_TRUE(try_write(s->map + s->size));
+	expect_pool(_metadata, s, 1, 1);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 1, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F(accounted, a_surplus_hugepage_leaves_the_pool_as_it_was)
+{
+	struct subject *s = &self->s;
+	struct pool pool;
+
+	/* Leave no hugepage to be had, but allow for one more. */
+	write_long(pool_path(s->size, "nr_hugepages"),
+		   s->before.nr - (s->before.free - s->before.resv));
+	s->before = pool_read(s->size);
+	ASSERT_EQ(s->before.resv, s->before.free);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
+			       s->before.surplus + 1));
+
+	s->nr_huge = 1;
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	pool = pool_read(s->size);
+	EXPECT_EQ(s->before.nr + 1, pool.nr);
+	EXPECT_EQ(s->before.free, pool.free);
+	EXPECT_EQ(s->before.resv, pool.resv);
+	EXPECT_EQ(s->before.surplus + 1, pool.surplus);
+
+	lose_spots(_metadata, s);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+	expect_pool(_metadata, s, 0, 0);
+}
+
+/*
+ * Several poisoned hugepages in one truncation
+ */
+
+FIXTURE(truncated)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(truncated)
+{
+	const struct injector *injector;
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT_ADD(truncated, kept_madvise)
+{
+	.injector = &by_madvise,
+	.flags = MFD_MF_KEEP_UE_MAPPED,
+};
+
+FIXTURE_VARIANT_ADD(truncated, kept_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.flags = MFD_MF_KEEP_UE_MAPPED,
+};
+
+FIXTURE_VARIANT_ADD(truncated, plain_madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(truncated, plain_corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(truncated)
+{
+	if (variant->flags && !kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, NR_TRUNCATED);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, variant->flags);
+}
+
+FIXTURE_TEARDOWN_PARENT(truncated)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Poison each hugepage from @first on, @step apart, then truncate them all. */
+static void poison_and_truncate(struct __test_metadata *_metadata,
+				FIXTURE_DATA(truncated) * self,
+				const FIXTURE_VARIANT(truncated) * variant,
+				unsigned long first, unsigned long step)
+{
+	struct subject *s = &self->s;
+	unsigned long i, nr = 0;
+
+	for (i = first; i < s->nr_huge; i += step, nr++) {
+		unsigned long page = i * s->nr_raw + i % s->nr_raw;
+
+		if (variant->flags)
+			lose(_metadata, s, page);
+		else
+			lose_hugepage(_metadata, s, page);
+	}
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_corrupted(_metadata, s);
+
+	if (variant->flags) {
+		/* They leave the pool, the rest of it is free again. */
+		expect_pool(_metadata, s, nr, 0);
+		for (i = first; i < s->nr_huge; i += step) {
+			expect_all_come_back(_metadata, s, i);
+		}
+		expect_pool(_metadata, s, nr, 0);
+	} else {
+		/* They stay in the pool, out of use as a whole. */
+		expect_pool(_metadata, s, 0, nr);
+		for (i = first; i < s->nr_huge; i += step)
+			EXPECT_EQ(0, unpoison_memory(s->head[i]));
+		expect_pool(_metadata, s, 0, 0);
+	}
+	EXPECT_EQ(s->corrupted, hardware_corrupted());
+}
+
+TEST_F_TIMEOUT(truncated, the_first_hugepage_is_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, 0, NR_TRUNCATED);
+}
+
+TEST_F_TIMEOUT(truncated, one_in_the_middle_is_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED / 2, NR_TRUNCATED);
+}
+
+TEST_F_TIMEOUT(truncated, the_last_hugepage_is_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED - 1, NR_TRUNCATED);
+}
+
+TEST_F_TIMEOUT(truncated, first_middle_and_last_are_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, 0, (NR_TRUNCATED - 1) / 3);
+}
+
+TEST_F_TIMEOUT(truncated, every_other_hugepage_is_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, 1, 2);
+}
+
+TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
+{
+	poison_and_truncate(_metadata, self, variant, 0, 1);
+}
+
+/* For tests that could not: give back what is poisoned, put back the pools. */
+static void clean_up(void)
+{
+	if (getpid() != ledger->owner)
+		return;
+	settle_ledger();
+	restore_pools();
+}
+
+static void clean_up_and_die(int sig)
+{
+	/* exit() will call clean_up(). */
+	exit(KSFT_FAIL);
+}
+
+int main(int argc, char **argv)
+{
+	ledger = alloc_shared(sizeof(*ledger));
+	if (!ledger)
+		ksft_exit_fail_perror("mmap");
+	ledger->owner = getpid();
+	save_pools();
+	atexit(clean_up);
+	signal(SIGINT, clean_up_and_die);
+	signal(SIGTERM, clean_up_and_die);
+	signal(SIGHUP, clean_up_and_die);
+
+	return test_harness_run(argc, argv);
+}
