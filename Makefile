@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0
+# The only front door: everything else is in tools/testing/mfr.
+
+BASE ?= 7.3
+O ?= build
+export BASE O KSRC DEBUG ARCH V
+MFR := tools/testing/mfr
+WHICH := $(if $(STOCK),stock,patched)
+
+help:
+	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
+	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
+	@echo "make lint       only the static tests"
+	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
+	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
+	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
+	@echo "make refresh    write that tree's commits back to patches/ and new files"
+	@echo "make series     build/series/BASE/*.patch: the complete series"
+	@echo "make rangediff  what differs between the series of two bases"
+	@echo "make clean      remove build/"
+	@echo
+	@echo "BASE=7.3        kernel version: one of $(patsubst patches/series.%,%,$(wildcard patches/series.*))"
+	@echo "KSRC=DIR        a kernel tree of your own instead of Debian's package"
+	@echo "DEBUG=1         kernels with KASAN, lockdep and others"
+	@echo "O=DIR           build there instead of in build/"
+	@echo "V=1             show what make says"
+
+run check lint tree refresh series:
+	@$(MFR)/$@.sh
+
+kernel:
+	@$(MFR)/packages.sh
+	@$(MFR)/kernel.sh $(WHICH)
+
+boot: kernel
+	@$(MFR)/kernel.sh patched
+	@$(MFR)/initramfs.sh
+	@$(MFR)/boot.sh $(WHICH) shell 0
+
+rangediff:
+	@$(MFR)/rangediff.sh
+
+clean:
+	rm -rf $(O)
+
+.PHONY: help run check lint kernel boot tree refresh series rangediff clean

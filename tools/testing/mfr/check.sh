@@ -1,0 +1,80 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# make check: the static tests, then the selftests on the patched kernel, with the
+# stock kernel as the yardstick.
+
+. "${0%/*}/lib.sh"
+
+"$MFR/packages.sh"
+"$MFR/tree.sh"
+"$MFR/kernel.sh" stock
+"$MFR/kernel.sh" patched
+"$MFR/initramfs.sh"
+
+. "$MFR/tests"
+mkdir -p "$O/runs"
+cases=$O/runs/cases-$BASE$suffix	# pass|fail|skip<TAB>what<TAB>why or log
+: >"$cases"
+note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"; }
+
+"$MFR/lint.sh" "$cases"
+
+# boot KERNEL NAME SECONDS COMMANDS: leaves the results in $results
+boot() {
+	say "$2 on the $1 kernel"
+	log=$O/runs/$2-$BASE-$1$suffix
+	results=$log/cases
+	"$MFR/boot.sh" "$@" || note fail "$2 on $1: the machine did not get to its end" "$log"
+	awk -f "$MFR/results.awk" "$log/results" >"$results"
+}
+
+list=$(echo "$neighbours" | tr '\n' ';')
+slow=$((DEBUG ? 6 : 1))
+
+boot stock neighbours $((900 * slow)) "$list"
+yardstick=$results
+boot patched neighbours $((900 * slow)) "$list"
+awk -F '\t' -v log_dir="$log" '
+	NR == FNR { stock[$2 ": " $3] = $1; next }
+	{ patched[$2 ": " $3] = $1 }
+	END {
+		for (c in stock) {
+			now = c in patched ? patched[c] : "missing"
+			if (now == stock[c])
+				why = now == "pass" ? "" : "the same on stock"
+			else
+				why = stock[c] " on stock, " now " on patched"
+			what = now == "pass" ? "pass" : \
+			       now == stock[c] ? "skip" : "fail"
+			print what "\t" c "\t" (why ? why ", " : "") log_dir
+		}
+		for (c in patched)
+			if (!(c in stock))
+				print "fail\t" c "\tnot run on stock, " log_dir
+	}' "$yardstick" "$results" | sort >>"$cases"
+[ -s "$yardstick" ] || note fail "neighbours: nothing has run on stock" "$log"
+
+# On the kernel that has the feature nothing may be skipped.
+boot patched hugetlb-mfr $((1500 * slow)) hugetlb-mfr
+sed 's/^skip\(.*\)/fail\1 (skipped)/' "$results" |
+	awk -F '\t' -v l="$log" '{ print $1 "\t" $2 ": " $3 "\t" l }' >>"$cases"
+[ -s "$results" ] || note fail "hugetlb-mfr has not run on patched" "$log"
+
+# Today's behaviour holds on stock, and what needs the flag says so.
+boot stock hugetlb-mfr $((1500 * slow)) hugetlb-mfr
+awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l }' \
+	"$results" >>"$cases"
+grep -q '^skip' "$results" ||
+	note fail "hugetlb-mfr skips nothing on stock, which lacks the flag" "$log"
+
+echo
+grep '^fail' "$cases" | while IFS='	' read -r what name why; do
+	printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$name" "$why"
+done
+grep '^skip' "$cases" | while IFS='	' read -r what name why; do
+	printf 'skipped %s\n       %s\n' "$name" "$why"
+done
+count() { grep -c "^$1" "$cases" || true; }
+failed=$(count fail)
+echo "$(count pass) passed, $failed failed, $(count skip) skipped"
+[ "$failed" = 0 ]

@@ -1,0 +1,42 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# Build the tests, statically, with the patched kernel's headers, and put them
+# into $O/$BASE/initramfs.cpio together with busybox, bash and our init.
+
+. "${0%/*}/lib.sh"
+
+obj=$(kernel_dir patched)/obj
+out=$O/$BASE$suffix/selftests
+root=$O/$BASE$suffix/root
+log=$O/$BASE$suffix/selftests.log
+mkdir -p "$out/mm" "$out/memfd"
+rm -rf "$root"
+mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/tmp" "$root/tests"
+
+say "building the tests"
+. "$MFR/tests"
+: >"$log"
+for suite in mm memfd; do
+	eval "progs=\$${suite}_programs"
+	targets=
+	for p in $progs; do
+		targets="$targets $out/$suite/$p"
+	done
+	make -C "$TREE/tools/testing/selftests/$suite" OUTPUT="$out/$suite" \
+		KHDR_INCLUDES="-isystem $obj/usr/include" \
+		LDLIBS="-static -lrt -lpthread -lm -lcap -lnuma" \
+		$targets >>"$log" 2>&1 || {
+		grep -m 3 'error' "$log" >&2 || true
+		die "building the selftests failed, see $log"
+	}
+	cp $targets "$root/tests/"
+done
+gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
+	-o "$root/tests/mini-vmm" "$MFR/mini-vmm.c" >>"$log" 2>&1 ||
+	die "building mini-vmm failed, see $log"
+
+cp /bin/busybox "$root/bin/"
+cp /bin/bash-static "$root/bin/bash"
+ln -s busybox "$root/bin/sh"
+cp "$MFR/init" "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet) >"$O/$BASE$suffix/initramfs.cpio"

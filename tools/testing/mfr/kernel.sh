@@ -1,0 +1,67 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# kernel.sh stock|patched: build that kernel, and its headers for userspace
+
+. "${0%/*}/lib.sh"
+
+which=$1
+case $which in
+stock)	 src=$SOURCE; "$MFR/source.sh" ;;
+patched) src=$TREE; "$MFR/tree.sh" ;;
+*)	 die "kernel.sh stock|patched" ;;
+esac
+dir=$(kernel_dir "$which")
+obj=$dir/obj
+mkdir -p "$obj"
+need_space "$O" 3
+
+fragments="$MFR/kernel.config ${DEBUG:+$MFR/debug.config}"
+
+# Nothing to do if the same source was built with the same configuration.
+# (Edits that are not committed count: make finds out what they need.)
+inputs=$(cd "$src" && { git rev-parse 'HEAD^{tree}'; git diff HEAD; cat $fragments
+	gcc --version; } | sha256sum | cut -d ' ' -f 1)
+if [ -f "$dir/bzImage" ] && [ "$(cat "$dir/built" 2>/dev/null)" = "$inputs" ]; then
+	exit 0
+fi
+rm -f "$dir/built" "$dir/bzImage"
+
+make="make -C $src O=$obj ${ARCH:+ARCH=$ARCH}"
+log=$dir/build.log
+{
+	$make tinyconfig
+	(cd "$src" && KCONFIG_CONFIG=$obj/.config scripts/kconfig/merge_config.sh \
+		-m -O "$obj" "$obj/.config" $fragments)
+	$make olddefconfig
+} >"$log" 2>&1 || die "configuring failed, see $log"
+
+# What was asked for must be there.
+lost=$(cat $fragments | grep '^CONFIG_' | while read -r want; do
+	case $want in
+	*=n) ! grep -q "^${want%=n}=" "$obj/.config" ;;
+	*)   grep -qxF "$want" "$obj/.config" ;;
+	esac || echo "$want"
+done)
+[ -z "$lost" ] || die "the configuration doesn't keep:" $lost
+cp "$obj/.config" "$dir/config"
+
+say "building the $which $BASE kernel${DEBUG:+ with debug options}"
+begin=$(date +%s)
+objects=$(cat "$O/objects$suffix" 2>/dev/null || echo 1400)
+if [ -n "$V" ]; then
+	$make -j"$JOBS" bzImage 2>&1 | tee -a "$log"
+else
+	{ $make -j"$JOBS" bzImage 2>&1 || echo "mfr: failed"; } |
+		progress "$which kernel" "$objects" "$log"
+fi
+[ -f "$obj/arch/x86/boot/bzImage" ] && ! grep -q '^mfr: failed' "$log" || {
+	grep -n 'error:\|Error \|\*\*\*' "$log" | head -5 >&2
+	die "building the $which kernel failed, see $log"
+}
+n=$(grep -cE '^  (CC|AS|LD|AR|HOSTCC) ' "$log" || true)
+[ "$n" -lt 1000 ] || echo "$n" >"$O/objects$suffix"
+$make headers >>"$log" 2>&1 || die "making headers failed, see $log"
+cp "$obj/arch/x86/boot/bzImage" "$dir/bzImage"
+echo "$inputs" >"$dir/built"
+secs=$(($(date +%s) - begin))
+say "$dir/bzImage ($((secs / 60)) min $((secs % 60)) s)"

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0
+# What every script of the harness begins with: . "${0%/*}/lib.sh"
+# shellcheck shell=sh disable=SC2034
+
+set -eu
+
+MFR=$(cd "${0%/*}" && pwd)
+TOP=$(cd "$MFR/../../.." && pwd)
+BASE=${BASE:-7.3}
+O=${O:-$TOP/build}
+case $O in /*) ;; *) O=$TOP/$O ;; esac
+KSRC=${KSRC:-}
+DEBUG=${DEBUG:-}
+V=${V:-}
+JOBS=$(nproc)
+# The kernel's make must not see ours.
+unset MAKEFLAGS MFLAGS MAKELEVEL
+[ -n "${ARCH:-}" ] || unset ARCH
+SERIES=$TOP/patches/series.$BASE
+
+die() {
+	echo "mfr: $*" >&2
+	exit 1
+}
+
+[ -f "$SERIES" ] ||
+	die "BASE=$BASE: there is no patches/series.$BASE; use one of:" \
+	    "$(cd "$TOP/patches" && echo series.* | sed 's/series\.//g')"
+
+# A kernel version lives in two directories, stock and patched.
+SOURCE=$O/$BASE-source		# the package's source, a git repository
+TREE=$O/$BASE/linux		# the patched tree, a worktree of it
+suffix=${DEBUG:+-debug}
+
+# kernel_dir stock|patched: where that kernel is built
+kernel_dir() {
+	case $1 in
+	stock)   echo "$O/$BASE-stock$suffix" ;;
+	patched) echo "$O/$BASE$suffix" ;;
+	esac
+}
+
+if [ -t 1 ]; then
+	bold=$(printf '\033[1m') red=$(printf '\033[31m') plain=$(printf '\033[m')
+	green=$(printf '\033[32m')
+else
+	bold='' red='' green='' plain=''
+fi
+
+start_time=$(date +%s)
+# say TEXT: one line of progress
+say() {
+	t=$(($(date +%s) - start_time))
+	printf '%s[%2d:%02d] %s%s\n' "$bold" $((t / 60)) $((t % 60)) "$*" "$plain"
+}
+
+# progress WHAT TOTAL LOG: show how many lines of stdin there were so far
+progress() {
+	awk -v what="$1" -v total="$2" -v log_file="$3" -v tty="$(test -t 1 && echo 1)" '
+	{
+		print > log_file; fflush(log_file)
+		if (!/^  (CC|AS|LD|AR|HOSTCC) /)
+			next
+		n++
+		step = tty ? 10 : 250
+		if (n % step == 0) {
+			printf "%s        %s: %d of about %d objects%s",
+			       tty ? "\r" : "", what, n, total, tty ? "" : "\n"
+			fflush()
+		}
+	}
+	END { if (tty && n >= 10) printf "\r%60s\r", "" }'
+}
+
+need_space() {	# need_space DIR GIB
+	free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
+	[ "$free" -ge "$2" ] ||
+		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
+}

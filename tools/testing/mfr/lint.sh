@@ -1,0 +1,116 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# lint.sh [CASES]: the static tests. Adds a line for each to the file CASES.
+
+. "${0%/*}/lib.sh"
+
+own=
+[ $# = 1 ] || { own=1; set -- "$(mktemp)"; "$MFR/packages.sh"; }
+cases=$1
+note() {
+	printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"
+	[ "$1" = pass ] || printf '%sFAILED%s %s\n' "$red" "$plain" "$2" >&2
+}
+
+"$MFR/series.sh"
+series=$O/series/$BASE
+logs=$O/runs/lint-$BASE
+rm -rf "$logs"
+mkdir -p "$logs"
+
+say "checkpatch"
+# CAMELCASE: page flags have such names by convention.
+# FILE_PATH_CHANGES: the MAINTAINERS hunk is in the last patch.
+for p in "$series"/*.patch; do
+	n=${p##*/}
+	case $n in 0000-*) continue ;; esac
+	# spdxcheck wants Debian's python, which has the modules.
+	if PATH=/usr/bin:$PATH "$TREE/scripts/checkpatch.pl" --strict --no-signoff \
+		--root="$TREE" --ignore CAMELCASE,FILE_PATH_CHANGES \
+		"$p" >"$logs/$n.checkpatch" 2>&1 </dev/null &&
+	   grep -q 'total: 0 errors, 0 warnings, 0 checks' "$logs/$n.checkpatch"; then
+		note pass "checkpatch: $n" ""
+	else
+		note fail "checkpatch: $n" "$logs/$n.checkpatch"
+	fi
+done
+
+# The three ways to take the series, on the files it touches.
+say "the series applies"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+touched=$(git -C "$TREE" diff --name-only --diff-filter=M base HEAD)
+fresh() {
+	rm -rf "$scratch/tree"
+	mkdir "$scratch/tree"
+	git -C "$TREE" archive base $touched | tar -x -C "$scratch/tree"
+	cd "$scratch/tree"
+}
+same() {	# the tree is what make tree makes
+	for f in $(git -C "$TREE" diff --name-only base HEAD); do
+		git -C "$TREE" show "HEAD:$f" | cmp -s - "$f" || return 1
+	done
+}
+take() {
+	fresh
+	if "take_$1" >"$logs/$1.log" 2>&1 && same; then
+		note pass "the series applies with $2" ""
+	else
+		note fail "the series applies with $2" "$logs/$1.log"
+	fi
+}
+take_patch() {
+	for p in "$series"/*.patch; do
+		case $p in */0000-*) continue ;; esac
+		patch -p1 --fuzz=0 --no-backup-if-mismatch <"$p" || return 1
+	done
+}
+take_quilt() {
+	cp -r "$series" patches
+	(cd patches && ls *.patch | grep -v '^0000-' >series)
+	QUILT_PATCHES=patches quilt push -a --fuzz=0
+}
+take_am() {
+	git init -q . && git config user.name x && git config user.email x@localhost
+	git add -Af && git commit -qm base
+	git am $(ls "$series"/*.patch | grep -v '/0000-')
+}
+take patch "patch --fuzz=0"
+take quilt "quilt push -a --fuzz=0"
+take am "git am"
+
+say "sparse on the touched objects, stock and patched"
+objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' | sed 's/c$/o/')
+sparse() {	# sparse stock|patched SOURCE OBJECTS
+	dir=$(kernel_dir "$1")/obj
+	for o in $3; do
+		rm -f "$dir/$o"
+	done
+	# Line numbers differ between the two; the messages must not.
+	make -C "$2" O="$dir" C=1 CHECK="sparse" $3 >"$logs/sparse-$1" 2>&1 || return 1
+	grep -E ': (warning|error):' "$logs/sparse-$1" |
+		sed 's,.*/\(linux\|[^/]*-source\)/,,; s/:[0-9]*:[0-9]*:/:/' |
+		sort >"$logs/sparse-$1.warnings" || true
+}
+in_stock=
+for o in $objects; do
+	[ ! -f "$SOURCE/${o%o}c" ] || in_stock="$in_stock $o"
+done
+if sparse stock "$SOURCE" "$in_stock" && sparse patched "$TREE" "$objects"; then
+	comm -13 "$logs/sparse-stock.warnings" "$logs/sparse-patched.warnings" \
+		>"$logs/sparse-new"
+	if [ -s "$logs/sparse-new" ]; then
+		note fail "sparse has no new warnings" "$(head -n 1 "$logs/sparse-new"), $logs/sparse-new"
+	else
+		note pass "sparse has no new warnings" ""
+	fi
+else
+	note fail "sparse has no new warnings" "did not run, $logs/sparse-stock, $logs/sparse-patched"
+fi
+
+[ -z "$own" ] || {
+	failed=$(grep -c '^fail' "$cases" || true)
+	echo "$(grep -c '^pass' "$cases" || true) passed, $failed failed, 0 skipped"
+	rm -f "$cases"
+	[ "$failed" = 0 ]
+}

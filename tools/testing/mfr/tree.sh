@@ -1,0 +1,70 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# Make $TREE: a git tree of the kernel with one commit for each patch, and the
+# new files that its New-file: lines name in the commit that brings them.
+
+. "${0%/*}/lib.sh"
+
+"$MFR/source.sh"
+
+# The tree is up to date if it was made from these patches and files.
+inputs() {
+	cd "$TOP"
+	{
+		cat "$SOURCE/.git/mfr-source" "$SERIES"
+		for p in $(patches); do
+			cat "patches/$p" $(new_files "patches/$p")
+		done
+	} | sha256sum | cut -d ' ' -f 1
+}
+patches() { sed 's/#.*//' "$SERIES"; }
+new_files() { sed -n 's/^New-file: //p' "$1"; }
+
+stamp=$SOURCE/.git/mfr-tree
+if [ -d "$TREE" ] && [ -f "$stamp" ]; then
+	[ "$(cat "$stamp")" != "$(inputs)" ] || exit 0
+	# Don't throw away what somebody has edited.
+	[ "$(git -C "$TREE" rev-parse HEAD)" = "$(cat "$stamp.head")" ] &&
+	git -C "$TREE" diff --quiet HEAD || {
+		[ -n "${KEEP_EDITS:-}" ] && exit 0
+		die "$TREE has changes and patches/ has others;" \
+		    "'make refresh' saves the former, 'rm -r $TREE' drops them"
+	}
+fi
+
+[ -d "$TREE" ] || {
+	git -C "$SOURCE" worktree prune
+	git -C "$SOURCE" worktree add -qfB mfr "$TREE" base
+}
+git -C "$TREE" reset -q --hard base
+
+for p in $(patches); do
+	f=$TOP/patches/$p
+	[ -f "$f" ] || die "$SERIES names $p, which is not in patches/"
+	cd "$TREE"
+	if grep -q '^diff --git' "$f"; then
+		git apply --index "$f" ||
+			die "$p doesn't apply to $(cat "$SOURCE/.git/mfr-source")"
+	fi
+	for n in $(new_files "$f"); do
+		[ -f "$TOP/$n" ] || die "$p brings $n, which doesn't exist"
+		mkdir -p "$(dirname "$n")"
+		cp -p "$TOP/$n" "$n"
+		git add -f "$n"
+	done
+	# The message as mail has it; git am would want a diff.
+	git mailinfo -b "$SOURCE/.git/mfr-msg" /dev/null \
+		<"$f" >"$SOURCE/.git/mfr-info" ||
+		die "$p has no mail header"
+	subject=$(sed -n 's/^Subject: \(\[PATCH[^]]*\] \)*//p' "$SOURCE/.git/mfr-info")
+	date=$(sed -n 's/^Date: //p' "$SOURCE/.git/mfr-info")
+	{
+		echo "$subject"
+		echo
+		sed '/^---$/,$d' "$SOURCE/.git/mfr-msg"
+	} | GIT_AUTHOR_DATE=$date GIT_COMMITTER_DATE=$date \
+		git commit -q --allow-empty -F -
+done
+git -C "$TREE" rev-parse HEAD >"$stamp.head"
+inputs >"$stamp"
+say "$BASE: $(patches | wc -w) patches applied in $TREE"
