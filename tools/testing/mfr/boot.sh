@@ -19,14 +19,24 @@ echo "verdict missing" >"$run/results"
 
 # oops, WARN and hang all end the machine: what comes after proves nothing.
 # Memory: pools of 1 GiB hugepages, and as much again to look for lost pages in.
-append="console=ttyS0 panic=-1 oops=panic panic_on_warn=1 loglevel=6
-	hung_task_panic=1 softlockup_panic=1"
-qemu="qemu-system-x86_64 -accel tcg,thread=multi -cpu Skylake-Server -smp 2 -m 8G
-	-display none -monitor none -no-reboot -nic none
+append="console=ttyS0 panic=-1 oops=panic panic_on_warn=1 loglevel=6"
+append="$append hung_task_panic=1 softlockup_panic=1"
+# Two CPUs without ticks, for the victims of machine checks. The machine injects
+# those itself: its third serial line leads to its own monitor.
+append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
+append="$append tsc=reliable mce=ignore_ce"
+line=$(mktemp -d)
+trap 'rm -rf "$line"' EXIT
+qemu="qemu-system-x86_64 -accel tcg,thread=multi -cpu Skylake-Server -smp 4 -m 8G
+	-display none -no-reboot -nic none
+	-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off
+	-mon chardev=monitor,mode=readline
+	-chardev socket,id=line,path=$line/monitor
 	-kernel $dir/bzImage -initrd $O/$BASE$suffix/initramfs.cpio"
 
 if [ -z "$commands" ]; then
-	exec $qemu -append "$(echo $append mfr_shell)" -serial mon:stdio
+	$qemu -append "$append mfr_shell" -serial stdio -serial null -serial chardev:line
+	exit
 fi
 
 cp "$dir/config" "$run/config"
@@ -35,13 +45,14 @@ cp "$dir/config" "$run/config"
 	qemu-system-x86_64 --version | head -n 1
 	gcc --version | head -n 1
 	sha256sum "$dir/bzImage" "$O/$BASE$suffix/initramfs.cpio"
-	echo "$qemu -append '$(echo $append) mfr=\"$commands\"'"
+	echo "$qemu -append '$append mfr=\"$commands\"'"
 } >"$run/what"
 
 status=0
 timeout --foreground -k 10 "$limit" $qemu \
-	-append "$(echo $append) mfr=\"$commands\"" \
+	-append "$append mfr=\"$commands\"" \
 	-serial "file:$run/console.log" -serial "file:$run/results" \
+	-serial chardev:line \
 	>"$run/qemu.log" 2>&1 </dev/null || status=$?
 
 fail() {

@@ -47,7 +47,7 @@ cp "$obj/.config" "$dir/config"
 
 say "building the $which $BASE kernel${DEBUG:+ with debug options}"
 begin=$(date +%s)
-objects=$(cat "$O/objects$suffix" 2>/dev/null || echo 1400)
+objects=$(cat "$O/objects$suffix" 2>/dev/null || echo 2000)
 if [ -n "$V" ]; then
 	$make -j"$JOBS" bzImage 2>&1 | tee -a "$log"
 else

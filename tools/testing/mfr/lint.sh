@@ -24,10 +24,11 @@ say "checkpatch"
 for p in "$series"/*.patch; do
 	n=${p##*/}
 	case $n in 0000-*) continue ;; esac
-	# spdxcheck wants Debian's python, which has the modules.
-	if PATH=/usr/bin:$PATH "$TREE/scripts/checkpatch.pl" --strict --no-signoff \
+	# spdxcheck wants Debian's python, which has the modules; checkpatch
+	# leaves a cache where it runs.
+	if (cd "$logs" && PATH=/usr/bin:$PATH "$TREE/scripts/checkpatch.pl" --strict --no-signoff \
 		--root="$TREE" --ignore CAMELCASE,FILE_PATH_CHANGES \
-		"$p" >"$logs/$n.checkpatch" 2>&1 </dev/null &&
+		"$p" >"$logs/$n.checkpatch" 2>&1 </dev/null) &&
 	   grep -q 'total: 0 errors, 0 warnings, 0 checks' "$logs/$n.checkpatch"; then
 		note pass "checkpatch: $n" ""
 	else

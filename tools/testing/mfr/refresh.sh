@@ -1,13 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # Write the commits of $TREE back: hunks in existing files to patches/, new files
-# to their place. A new file is stored as its commit adds it.
+# to their place, if they were edited there. A new file is stored as its commit
+# adds it.
 
 . "${0%/*}/lib.sh"
 
 [ -d "$TREE" ] || die "there is no $TREE; 'make tree' makes it"
 cd "$TREE"
 git diff --quiet HEAD || die "$TREE has changes that are not committed"
+
+stamp=$SOURCE/.git/mfr-tree
+was=$(cat "$stamp.head")	# the tree as make tree has made it
+as_added() {	# as_added REF FILE: that file in the commit that adds it
+	by=$(git log --format=%H --diff-filter=A "base..$1" -- "$2")
+	[ -z "$by" ] || git show "$by:$2"
+}
 
 new=$(git log --format= --name-only --diff-filter=A base..HEAD)
 out=$(mktemp -d)
@@ -21,14 +29,19 @@ for c in $(git rev-list --reverse base..HEAD); do
 		git log -1 --format=%B "$c" | grep -qx "New-file: $f" ||
 			die "'$(git log -1 --format=%s "$c")' adds $f;" \
 			    "its message needs a line 'New-file: $f'"
+		as_added "$was" "$f" >"$out/old"
+		git show "$c:$f" >"$out/new"
+		! cmp -s "$out/old" "$out/new" || continue
+		[ ! -f "$TOP/$f" ] || cmp -s "$out/old" "$TOP/$f" ||
+			die "$f was edited both here and in $TREE; undo one of them"
 		mkdir -p "$TOP/$(dirname "$f")"
-		git show "$c:$f" >"$TOP/$f"
+		cp "$out/new" "$TOP/$f"
 	done
 	set -- .
 	for f in $added; do
 		set -- "$@" ":!$f"
 	done
-	git format-patch -q -1 -N --zero-commit --no-signature --always \
+	git format-patch -q -1 -N --abbrev=12 --zero-commit --no-signature --always \
 		--start-number $n -o "$out" "$c" -- "$@"
 done
 
@@ -36,7 +49,7 @@ cd "$TOP/patches"
 # Keep the comments of the series file where their patches are, by subject.
 awk -v out="$out" '
 	BEGIN {
-		while (("ls " out) | getline f) {
+		while (("cd " out "; ls [0-9]*.patch") | getline f) {
 			slug = f; sub(/^[0-9]*-/, "", slug)
 			name[slug] = f; order[++n] = f
 		}
@@ -51,6 +64,7 @@ for p in $(sed 's/#.*//' "$SERIES"); do
 	rm -f "$p"
 done
 mv "$out/series" "$SERIES"
+rm -f "$out/old" "$out/new"
 mv "$out"/*.patch .
-rm -f "$SOURCE/.git/mfr-tree"
+rm -f "$stamp"
 say "$n patches and $(echo "$new" | grep -c .) new files written"

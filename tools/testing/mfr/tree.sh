@@ -36,21 +36,27 @@ fi
 	git -C "$SOURCE" worktree prune
 	git -C "$SOURCE" worktree add -qfB mfr "$TREE" base
 }
-git -C "$TREE" reset -q --hard base
+
+# The commits are made in an index of their own, and checked out at the end: so
+# only the files that change are written, and only they are compiled again.
+cd "$TREE"
+export GIT_INDEX_FILE="$SOURCE/.git/mfr-index"
+git read-tree base
+commit=base
 
 for p in $(patches); do
 	f=$TOP/patches/$p
 	[ -f "$f" ] || die "$SERIES names $p, which is not in patches/"
-	cd "$TREE"
 	if grep -q '^diff --git' "$f"; then
-		git apply --index "$f" ||
+		git apply --cached "$f" ||
 			die "$p doesn't apply to $(cat "$SOURCE/.git/mfr-source")"
 	fi
 	for n in $(new_files "$f"); do
 		[ -f "$TOP/$n" ] || die "$p brings $n, which doesn't exist"
-		mkdir -p "$(dirname "$n")"
-		cp -p "$TOP/$n" "$n"
-		git add -f "$n"
+		mode=100644
+		[ ! -x "$TOP/$n" ] || mode=100755
+		git update-index --add --cacheinfo \
+			"$mode,$(git hash-object -w --no-filters "$TOP/$n"),$n"
 	done
 	# The message as mail has it; git am would want a diff.
 	git mailinfo -b "$SOURCE/.git/mfr-msg" /dev/null \
@@ -58,13 +64,15 @@ for p in $(patches); do
 		die "$p has no mail header"
 	subject=$(sed -n 's/^Subject: \(\[PATCH[^]]*\] \)*//p' "$SOURCE/.git/mfr-info")
 	date=$(sed -n 's/^Date: //p' "$SOURCE/.git/mfr-info")
-	{
+	commit=$({
 		echo "$subject"
 		echo
 		sed '/^---$/,$d' "$SOURCE/.git/mfr-msg"
-	} | GIT_AUTHOR_DATE=$date GIT_COMMITTER_DATE=$date \
-		git commit -q --allow-empty -F -
+	} | git stripspace | GIT_AUTHOR_DATE=$date GIT_COMMITTER_DATE=$date \
+		git commit-tree "$(git write-tree)" -p "$commit")
 done
-git -C "$TREE" rev-parse HEAD >"$stamp.head"
+unset GIT_INDEX_FILE
+git reset -q --hard "$commit"
+git rev-parse HEAD >"$stamp.head"
 inputs >"$stamp"
 say "$BASE: $(patches | wc -w) patches applied in $TREE"
