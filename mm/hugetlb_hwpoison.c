@@ -98,8 +98,8 @@ int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
  * @folio: the hugetlb folio
  * @idx: index in @folio to begin at
  *
- * Context: any; takes no locks. The caller holds a reference to @folio, or is
- * freeing it.
+ * Context: any; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock. The
+ * caller holds a reference to @folio, or is freeing it.
  * Return: the index of the first lost raw page at or behind @idx, the number
  * of pages in @folio if there is none.
  */

@@ -28,7 +28,7 @@ static inline unsigned long hugetlb_hwpoison_next(struct folio *folio,
  * @offset: byte offset in @folio
  * @len: number of bytes wanted, not beyond the end of @folio
  *
- * Context: any; takes no locks.
+ * Context: any; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock.
  * Return: how many of the @len bytes at @offset lie in front of the next lost
  * raw page; zero if @offset lies in a lost one.
  */

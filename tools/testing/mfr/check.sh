@@ -24,7 +24,19 @@ boot() {
 	say "$2 on the $1 kernel"
 	log=$O/runs/$2-$BASE-$1$suffix
 	results=$log/cases
-	"$MFR/boot.sh" "$@" || note fail "$2 on $1: the machine did not get to its end" "$log"
+	for try in 1 2 3; do
+		! "$MFR/boot.sh" "$@" || break
+		# Not even isolated CPUs are always in user mode. Emulated
+		# hardware raises no machine check by itself, so this one says
+		# nothing of the kernel.
+		if [ $try != 3 ] && grep -q 'unrecoverable area of kernel' "$log/console.log"
+		then
+			say "an injected machine check has hit an interrupt: once more"
+			continue
+		fi
+		note fail "$2 on $1: the machine did not get to its end" "$log"
+		break
+	done
 	awk -f "$MFR/results.awk" "$log/results" >"$results"
 }
 
@@ -54,11 +66,14 @@ awk -F '\t' -v log_dir="$log" '
 	}' "$yardstick" "$results" | sort >>"$cases"
 [ -s "$yardstick" ] || note fail "neighbours: nothing has run on stock" "$log"
 
-# On the kernel that has the feature nothing may be skipped.
-boot patched hugetlb-mfr $((1500 * slow)) hugetlb-mfr
-sed 's/^skip\(.*\)/fail\1 (skipped)/' "$results" |
-	awk -F '\t' -v l="$log" '{ print $1 "\t" $2 ": " $3 "\t" l }' >>"$cases"
-[ -s "$results" ] || note fail "hugetlb-mfr has not run on patched" "$log"
+# On the kernel that has the feature nothing may be skipped. After a machine check
+# nothing can be unpoisoned any more, so they have a machine of their own.
+for how in simulated real; do
+	eval "boot patched hugetlb-mfr-$how $((1500 * slow)) \"\$$how\""
+	sed 's/^skip\(.*\)/fail\1 (skipped)/' "$results" |
+		awk -F '\t' -v l="$log" '{ print $1 "\t" $2 ": " $3 "\t" l }' >>"$cases"
+	[ -s "$results" ] || note fail "hugetlb-mfr has not run on patched" "$log"
+done
 
 # Today's behaviour holds on stock, and what needs the flag says so.
 boot stock hugetlb-mfr $((1500 * slow)) hugetlb-mfr

@@ -32,6 +32,7 @@ for suite in mm memfd; do
 	cp $targets "$root/tests/"
 done
 gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
+	-I "$TREE/tools/testing/selftests/mm" \
 	-o "$root/tests/mini-vmm" "$MFR/mini-vmm.c" >>"$log" 2>&1 ||
 	die "building mini-vmm failed, see $log"
 

@@ -9,19 +9,12 @@
  * mini-vmm SIZE-OF-THE-HUGEPAGE-IN-KIB
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #include <linux/kernel-page-flags.h>
 #include <linux/memfd.h>
+#include "machine_check.h"
 
 #define PAGE	4096UL
 #define PATTERN(page)	((unsigned char)((page) * 31 + 7))
@@ -34,6 +27,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *context)
 	(void)sig;
 	(void)context;
 	last = *si;
+	mce_release_victim();
 	siglongjmp(recover, 1);
 }
 
@@ -80,11 +74,15 @@ static uint64_t read_entry(const char *path, uint64_t index)
 }
 
 /* A memory error in the page at @p, which this thread is using. */
-static void memory_error(unsigned char *p)
+static void memory_error(unsigned char *p, unsigned long pfn)
 {
-	if (madvise(p, PAGE, MADV_HWPOISON))
-		printf("# the error at page offset %lu: %s\n",
-		       (unsigned long)p & (PAGE - 1), strerror(errno));
+	int monitor = mce_open_monitor(), cpu[2];
+
+	if (monitor < 0 || !mce_cpus(cpu))
+		die("no machine checks here");
+	if (mce_consume(monitor, (char *)p, pfn, cpu[0]) == -ETIMEDOUT)
+		die("the machine check did not come");
+	close(monitor);
 }
 
 int main(int argc, char **argv)
@@ -137,7 +135,7 @@ int main(int argc, char **argv)
 
 		memset(&last, 0, sizeof(last));
 		if (!sigsetjmp(recover, 1))
-			memory_error(p);
+			memory_error(p, first_pfn + hit[i]);
 		if (last.si_signo)
 			printf("signal=%lu page %lu: code=%s address=%s lsb=%d\n",
 			       i + 1, hit[i],
@@ -150,9 +148,9 @@ int main(int argc, char **argv)
 	}
 
 	/*
-	 * Serve on: all memory that the program doesn't know as lost. Software
-	 * injection doesn't make the hardware refuse a page, so the pages that
-	 * were hit are left out, as a VMM does. A signal for more than a page
+	 * Serve on: all memory that the program doesn't know as lost. The
+	 * emulated hardware doesn't refuse a page once the machine check is
+	 * over, so the pages that were hit are left out, as a VMM does. A signal for more than a page
 	 * is believed as far as the next 2 MiB, and tried again there.
 	 */
 	for (i = 0; i < pages; i++) {

@@ -18,6 +18,7 @@
  *   kept	one kept hugepage, for each hugepage size and injector
  *   plain	the same without the flag, also on kernels that lack the flag
  *   passed_on	the policy follows the file, not the descriptor
+ *   machine_check, thousand	what only machine checks show
  *   accounted	reservations, surplus pages, hugepages side by side
  *   truncated	several poisoned hugepages in one truncation, kept and plain
  *
@@ -33,6 +34,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <linux/memfd.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -42,7 +44,10 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+#include "machine_check.h"
 #include "vm_util.h"
 
 #ifndef MFD_MF_KEEP_UE_MAPPED
@@ -66,7 +71,12 @@
 #define DEBUGFS_HWPOISON	"/sys/kernel/debug/hwpoison"
 #define DEBUGFS_CORRUPT_PFN	DEBUGFS_HWPOISON "/corrupt-pfn"
 #define DEBUGFS_UNPOISON_PFN	DEBUGFS_HWPOISON "/unpoison-pfn"
+#define DEBUGFS_FILTER_ENABLE	DEBUGFS_HWPOISON "/corrupt-filter-enable"
+#define DEBUGFS_FILTER_MAJOR	DEBUGFS_HWPOISON "/corrupt-filter-dev-major"
 #define MF_RECOVERY		"/proc/sys/vm/memory_failure_recovery"
+#define SOFT_OFFLINE		"/proc/sys/vm/enable_soft_offline"
+#define SOFT_OFFLINE_PAGE	"/sys/devices/system/memory/soft_offline_page"
+#define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
 
 #define SZ_2M			(2UL << 20)
 #define SZ_1G			(512 * SZ_2M)
@@ -98,6 +108,10 @@ static struct ledger {
 		long nr;
 		long overcommit;
 	} saved[MAX_SIZES];
+	long filter_enable;
+	long filter_major;
+	int monitor;			/* line to the virtual machine's, or -1 */
+	bool for_ever;			/* a machine check: no unpoisoning any more */
 	pid_t owner;
 } *ledger;
 
@@ -109,13 +123,20 @@ struct pool {
 };
 
 /*
- * A way to lose a page.  MADV_HWPOISON consumes it in the calling thread, which
- * must hear of it.  An error told by its page frame number was consumed by
- * nobody, and only those hear of it who asked for early signals.
+ * A way to lose a page.  MADV_HWPOISON and machine checks consume it in the
+ * calling thread, which must hear of it.  An error told by its page frame number
+ * was consumed by nobody, and only those hear of it who asked for early signals.
+ *
+ * A lost page can be lost again.  But MADV_HWPOISON doesn't get hold of it, and
+ * without having been consumed it is no news.
  */
 struct injector {
 	int (*inject)(char *addr, unsigned long pfn);
 	int code;
+	int again;		/* what injecting into a lost page returns, */
+	int filtered;		/* and an error that the filter turns away */
+	bool again_is_heard;
+	bool for_real;
 };
 
 /* The hugepages under test. */
@@ -134,8 +155,8 @@ struct subject {
 	unsigned long corrupted;	/* HardwareCorrupted at the start, in kB */
 };
 
-/* What the last SIGBUS said, and how many there were. */
-static struct {
+/* What the last SIGBUS to this thread said, and how many there were. */
+static __thread struct {
 	int nr;
 	int code;
 	int lsb;
@@ -153,6 +174,7 @@ static void handle_sigbus(int sig, siginfo_t *si, void *ucontext)
 	heard.lsb = si->si_addr_lsb;
 	heard.addr = (uintptr_t)si->si_addr;
 
+	mce_release_victim();
 	if (accessing)
 		siglongjmp(access_jmp_buf, 1);
 
@@ -223,14 +245,61 @@ static int inject_corrupt_pfn(char *addr, unsigned long pfn)
 	return write_pfn(DEBUGFS_CORRUPT_PFN, pfn);
 }
 
+/* A machine check: this thread consumes the page. */
+static int inject_mce(char *addr, unsigned long pfn)
+{
+	int cpu[2];
+
+	if (!mce_cpus(cpu))
+		return -ENODEV;
+
+	ledger->for_ever = true;
+	return mce_consume(ledger->monitor, addr, pfn, cpu[0]);
+}
+
+static unsigned long hardware_corrupted(void);
+
+/* A machine check that tells of an error which nobody has consumed. */
+static int inject_scrub(char *addr, unsigned long pfn)
+{
+	unsigned long before = hardware_corrupted();
+	int i;
+
+	ledger->for_ever = true;
+	mce_scrub(ledger->monitor, pfn);
+
+	/* A worker deals with it, sends signals and counts. */
+	for (i = 0; i < 400 && hardware_corrupted() == before; i++)
+		usleep(2000);
+	return i < 400 ? 0 : -ETIMEDOUT;
+}
+
 static const struct injector by_madvise = {
 	.inject = inject_madvise,
 	.code = BUS_MCEERR_AR,
+	.again = -EFAULT,
 };
 
 static const struct injector by_pfn = {
 	.inject = inject_corrupt_pfn,
 	.code = BUS_MCEERR_AO,
+	.again = -EHWPOISON,
+};
+
+static const struct injector by_mce = {
+	.inject = inject_mce,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.filtered = -ETIMEDOUT,
+	.for_real = true,
+};
+
+static const struct injector by_scrub = {
+	.inject = inject_scrub,
+	.code = BUS_MCEERR_AO,
+	.again = -ETIMEDOUT,
+	.filtered = -ETIMEDOUT,
+	.for_real = true,
 };
 
 static bool read_long(const char *path, long *val)
@@ -287,6 +356,21 @@ static struct pool pool_read(unsigned long size)
 	};
 }
 
+/* The size of the hugepages that /proc/sys/vm is about. */
+static unsigned long default_size(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	unsigned long kb = 0;
+	char line[80];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "Hugepagesize: %lu kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb << 10;
+}
+
 /* Make @nr hugepages available that nobody has reserved. */
 static bool pool_grow(unsigned long size, long nr)
 {
@@ -301,7 +385,7 @@ static bool pool_grow(unsigned long size, long nr)
 	return pool.free - pool.resv >= nr;
 }
 
-static void save_pools(void)
+static void save_settings(void)
 {
 	DIR *dir = opendir(SYSFS_HUGEPAGES);
 	struct dirent *entry;
@@ -324,6 +408,23 @@ static void save_pools(void)
 
 	if (dir)
 		closedir(dir);
+
+	if (!read_long(DEBUGFS_FILTER_ENABLE, &ledger->filter_enable) ||
+	    !read_long(DEBUGFS_FILTER_MAJOR, &ledger->filter_major))
+		ledger->filter_major = -1;
+}
+
+/* Let only errors in the memory of one device pass, which doesn't exist. */
+static bool filter_all_errors(void)
+{
+	return write_long(DEBUGFS_FILTER_MAJOR, 0xfff) &&
+	       write_long(DEBUGFS_FILTER_ENABLE, 1);
+}
+
+static void restore_filter(void)
+{
+	write_long(DEBUGFS_FILTER_ENABLE, ledger->filter_enable);
+	write_long(DEBUGFS_FILTER_MAJOR, ledger->filter_major);
 }
 
 static void restore_pool(unsigned long size, const char *name, long val)
@@ -402,7 +503,7 @@ static long settle_ledger(void)
 {
 	unsigned int i, tries;
 
-	for (tries = 0; ledger->nr_poison && tries < 250; tries++) {
+	for (tries = 0; ledger->nr_poison && !ledger->for_ever && tries < 250; tries++) {
 		if (tries)
 			usleep(20000);
 		for (i = 0; i < ledger->nr_poison; i++)
@@ -417,7 +518,7 @@ static long settle_ledger(void)
 	if (!ledger->nr_poison)
 		return 0;
 	ledger->nr_poison = 0;
-	return hardware_corrupted() - ledger->corrupted;
+	return ledger->for_ever ? 0 : hardware_corrupted() - ledger->corrupted;
 }
 
 /* Before the page is poisoned, for the test may not come back from it. */
@@ -567,6 +668,7 @@ static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
 {
 	struct rlimit no_core = {};
 	long recovery;
+	int cpu[2];
 
 	s->size = size;
 	s->nr_raw = size / psize();
@@ -582,10 +684,19 @@ static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
 		SKIP(return, "needs CONFIG_PROC_PAGE_MONITOR");
 	if (read_long(MF_RECOVERY, &recovery) && !recovery)
 		SKIP(return, "an error would panic: vm.memory_failure_recovery is 0");
+	if (injector->for_real && ledger->monitor < 0)
+		SKIP(return, "needs the monitor of a virtual machine, see machine_check.h");
+	if (injector->for_real && access(SOFT_OFFLINE_PAGE, W_OK))
+		SKIP(return, "needs CONFIG_MEMORY_FAILURE's soft_offline_page");
+	if (injector->for_real && !mce_cpus(cpu))
+		SKIP(return, "needs CPUs without ticks: nohz_full, isolcpus");
+	if (!injector->for_real && ledger->for_ever)
+		SKIP(return, "a machine check has disabled unpoisoning");
 	if (!pool_exists(size))
 		SKIP(return, "no hugepages of %lu kB here", size >> 10);
 
 	/* A test that ran out of time has not cleaned up. */
+	restore_filter();
 	settle_ledger();
 	restore_pools();
 
@@ -633,8 +744,10 @@ static void open_subject(struct __test_metadata *_metadata, struct subject *s,
 /* Runs in the parent when the test and all it held is gone. */
 static void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
 {
+	restore_filter();
 	EXPECT_EQ(0, settle_ledger());
-	EXPECT_EQ(s->corrupted, hardware_corrupted());
+	if (!ledger->for_ever)
+		EXPECT_EQ(s->corrupted, hardware_corrupted());
 	restore_pools();
 }
 
@@ -748,6 +861,23 @@ static unsigned long spot(struct subject *s, unsigned int i)
 	return spots[i];
 }
 
+/* An error that the filter turns away has not happened. */
+static void expect_filtered(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long nr)
+{
+	ASSERT_TRUE(note_poison(raw_pfn(s, nr), s->head[nr / s->nr_raw]));
+	ASSERT_TRUE(filter_all_errors());
+	EXPECT_EQ(s->injector->filtered, inject(s, nr));
+	restore_filter();
+
+	EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+	EXPECT_FALSE(is_poisoned(raw_pfn(s, nr)));
+	EXPECT_FALSE(is_poisoned(s->head[nr / s->nr_raw]));
+	EXPECT_TRUE(try_write(raw_page(s, nr)));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, nr / s->nr_raw));
+}
+
 static void lose_spots(struct __test_metadata *_metadata, struct subject *s)
 {
 	unsigned int i;
@@ -762,7 +892,9 @@ static void lose_spots(struct __test_metadata *_metadata, struct subject *s)
  */
 static void lose_many(struct __test_metadata *_metadata, struct subject *s)
 {
-	unsigned long step = s->nr_raw > 512 ? s->nr_raw / 300 : 1;
+	/* Machine checks take their time. */
+	unsigned long step = s->injector->for_real ? s->nr_raw / 30 :
+			     s->nr_raw > 512 ? s->nr_raw / 300 : 1;
 	unsigned long i;
 
 	for (i = 0; i < s->nr_raw; i += step)
@@ -825,6 +957,59 @@ static unsigned long nr_leaked(struct __test_metadata *_metadata, struct subject
 }
 
 /*
+ * Healthy pages may be free and yet not show as such, on a per-cpu list.  To take
+ * one of them away empties the lists.
+ */
+static void drain_percpu_lists(struct subject *s, unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	long enabled = 1;
+	unsigned long i;
+	char addr[32];
+	int fd;
+
+	for (i = 0; i < s->nr_raw; i++)
+		if (!s->lost[first + i] &&
+		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+			break;
+	if (i == s->nr_raw)
+		return;
+
+	read_long(SOFT_OFFLINE, &enabled);
+	write_long(SOFT_OFFLINE, 1);
+	snprintf(addr, sizeof(addr), "0x%lx\n", (s->head[huge] + i) * psize());
+	fd = open(SOFT_OFFLINE_PAGE, O_WRONLY);
+	if (fd >= 0 && write(fd, addr, strlen(addr)) > 0) {
+		s->lost[first + i] = true;
+		s->nr_lost++;
+	}
+	close(fd);
+	write_long(SOFT_OFFLINE, enabled);
+}
+
+/* After a machine check the lost pages stay lost, and none but those. */
+static void expect_rest_comes_back(struct __test_metadata *_metadata,
+				   struct subject *s, unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	unsigned long i, tries;
+
+	for (tries = 0; tries < 10 && nr_leaked(_metadata, s, huge); tries++)
+		drain_percpu_lists(s, huge);
+	EXPECT_EQ(0, nr_leaked(_metadata, s, huge));
+
+	/* They count from now on. */
+	for (i = first; i < first + s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		s->lost[i] = false;
+		s->nr_lost--;
+		s->corrupted += psize() >> 10;
+	}
+	expect_corrupted(_metadata, s);
+}
+
+/*
  * Unpoison the lost pages of a released hugepage one by one.  On its way each
  * of them drains the per-cpu lists of its zone, so that every page of the
  * hugepage that is free must show on the lists of the buddy allocator.
@@ -837,6 +1022,10 @@ static void expect_all_come_back(struct __test_metadata *_metadata, struct subje
 	unsigned long i, pfn;
 
 	expect_out_of_use(_metadata, s, huge);
+	if (ledger->for_ever) {
+		expect_rest_comes_back(_metadata, s, huge);
+		return;
+	}
 	for (i = first; i < first + s->nr_raw; i++) {
 		if (!s->lost[i])
 			continue;
@@ -1106,6 +1295,18 @@ FIXTURE_VARIANT_ADD(kept, corrupt_pfn_2m)
 	.injector = &by_pfn,
 };
 
+FIXTURE_VARIANT_ADD(kept, mce_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_mce,
+};
+
+FIXTURE_VARIANT_ADD(kept, scrub_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_scrub,
+};
+
 FIXTURE_VARIANT_ADD(kept, madvise_1g)
 {
 	.size = SZ_1G,
@@ -1195,9 +1396,8 @@ TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
 	for (i = 0; i < 2 * NR_SPOTS; i++) {
 		unsigned long nr = spot(s, i % NR_SPOTS);
 
-		EXPECT_EQ(-EHWPOISON, inject(s, nr));
-		/* Only a page that is consumed again is news. */
-		if (s->injector->code == BUS_MCEERR_AR)
+		EXPECT_EQ(s->injector->again, inject(s, nr));
+		if (s->injector->again_is_heard)
 			expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 		else
 			EXPECT_EQ(0, heard.nr);
@@ -1235,6 +1435,29 @@ static long mf_stat(const char *name)
 	return sum;
 }
 
+TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	expect_filtered(_metadata, s, nr);
+	/* It is no repeat if it happens later on. */
+	lose(_metadata, s, nr);
+
+	/* What was lost before stays known. */
+	ASSERT_TRUE(filter_all_errors());
+	EXPECT_EQ(s->injector->filtered, inject(s, neighbour(nr)));
+	restore_filter();
+	EXPECT_EQ(0, heard.nr);
+	EXPECT_TRUE(is_poisoned(s->head[0]));
+	EXPECT_TRUE(try_write(raw_page(s, neighbour(nr))));
+	expect_corrupted(_metadata, s);
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
 TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 {
 	static const char * const names[] = {
@@ -1250,7 +1473,7 @@ TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 		SKIP(return, "no memory_failure statistics in sysfs");
 
 	lose_spots(_metadata, s);
-	EXPECT_EQ(-EHWPOISON, inject(s, spot(s, 3)));
+	EXPECT_EQ(s->injector->again, inject(s, spot(s, 3)));
 
 	EXPECT_EQ(before[0] + NR_SPOTS, mf_stat(names[0]));
 	EXPECT_EQ(before[1] + NR_SPOTS, mf_stat(names[1]));
@@ -1504,12 +1727,12 @@ TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 	s->map = shared;
 
+	EXPECT_FALSE(try_write(private + nr * psize() + 123));
+	expect_fault_in(_metadata, private + nr * psize());
+	/* Nobody must believe that this page is lost. */
 	EXPECT_FALSE(try_write(private + neighbour(nr) * psize()));
 	EXPECT_EQ(1, heard.nr);
-	EXPECT_EQ(BUS_MCEERR_AR, heard.code);
-	EXPECT_EQ(pshift(), heard.lsb);
-	EXPECT_LE((uintptr_t)private, heard.addr);
-	EXPECT_GT((uintptr_t)private + s->size, heard.addr);
+	EXPECT_EQ(BUS_ADRERR, heard.code);
 
 	/* Nothing was lost by trying. */
 	EXPECT_TRUE(try_read(private));
@@ -1520,6 +1743,163 @@ TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
 	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, process_vm_readv_and_writev_stop_at_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	struct iovec remote = { .iov_len = 3 * ps };
+	struct iovec local = { .iov_len = 3 * ps };
+	char *buf = malloc(3 * ps);
+
+	ASSERT_NE(NULL, buf);
+	local.iov_base = buf;
+	lose(_metadata, s, nr);
+
+	remote.iov_base = raw_page(s, nr - 2);
+	EXPECT_EQ(2 * ps, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_TRUE(page_is_intact(buf, nr - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+	EXPECT_EQ(2 * ps, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
+
+	remote.iov_base = raw_page(s, nr);
+	errno = 0;
+	EXPECT_EQ(-1, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_EQ(EFAULT, errno);
+	errno = 0;
+	EXPECT_EQ(-1, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_EQ(EFAULT, errno);
+
+	remote.iov_base = raw_page(s, nr + 1);
+	EXPECT_EQ(3 * ps, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_TRUE(page_is_intact(buf, nr + 1));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, proc_mem_shows_all_but_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	char *buf = malloc(ps);
+	int fd;
+
+	ASSERT_NE(NULL, buf);
+	fd = open("/proc/self/mem", O_RDWR);
+	ASSERT_LE(0, fd);
+	lose(_metadata, s, nr);
+
+	EXPECT_EQ(ps, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr - 1)));
+	EXPECT_TRUE(page_is_intact(buf, nr - 1));
+	EXPECT_EQ(ps, pwrite(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr - 1)));
+	errno = 0;
+	EXPECT_EQ(-1, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr)));
+	EXPECT_EQ(EIO, errno);
+	errno = 0;
+	EXPECT_EQ(-1, pwrite(fd, buf, 1, (off_t)(uintptr_t)raw_page(s, nr) + 1));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(ps, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr + 1)));
+	EXPECT_TRUE(page_is_intact(buf, nr + 1));
+	close(fd);
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, vmsplice_takes_all_but_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	struct iovec iov = { .iov_len = 3 * ps };
+	int pipefd[2];
+	char *buf;
+
+	buf = malloc(2 * ps);
+	ASSERT_NE(NULL, buf);
+	ASSERT_EQ(0, pipe(pipefd));
+	lose(_metadata, s, nr);
+
+	iov.iov_base = raw_page(s, nr);
+	errno = 0;
+	EXPECT_EQ(-1, vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
+	EXPECT_EQ(EFAULT, errno);
+	iov.iov_base = raw_page(s, nr - 2);
+	EXPECT_EQ(2 * ps, vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
+	EXPECT_EQ(2 * ps, read(pipefd[0], buf, 2 * ps));
+	EXPECT_TRUE(page_is_intact(buf, nr - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, direct_io_leaves_out_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	struct statfs fs;
+	int fd;
+
+	fd = open(".", O_TMPFILE | O_RDWR | O_DIRECT, 0600);
+	if (fd < 0)
+		SKIP(return, "no O_DIRECT and O_TMPFILE in this directory");
+	ASSERT_EQ(0, fstatfs(fd, &fs));
+	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
+		SKIP(return, "O_DIRECT means nothing in this directory");
+	/* Holes are filled with the help of the page cache. */
+	ASSERT_EQ(4 * ps, pwrite(fd, raw_page(s, 0), 4 * ps, 0));
+	lose(_metadata, s, nr);
+
+	/* A write could fall back to the page cache, a read doesn't. */
+	EXPECT_EQ(-1, pread(fd, raw_page(s, nr), ps, 0));
+	EXPECT_EQ(2 * ps, pwrite(fd, raw_page(s, nr + 1), 2 * ps, 0));
+	memset(raw_page(s, nr + 1), 0, 2 * ps);
+	EXPECT_EQ(2 * ps, pread(fd, raw_page(s, nr + 1), 2 * ps, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	close(fd);
+}
+
+TEST_F_TIMEOUT(kept, populating_goes_on_across_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	lose(_metadata, s, nr);
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_EQ(0, madvise(s->map, s->size, MADV_POPULATE_READ));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, madvise(s->map, s->size, MADV_POPULATE_WRITE));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+#define NR_ROUNDS	2000
+
+/* Both want the locks of the folio and of the mapping. */
+TEST_F_TIMEOUT(kept, punching_parts_does_not_lock_up_with_errors, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned int i;
+	pid_t pid;
+
+	lose(_metadata, s, nr);
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		for (i = 0; i < NR_ROUNDS; i++)
+			if (punch(s, (nr + 1) * psize(), psize()))
+				_exit(1);
+		_exit(0);
+	}
+	/* Machine checks take their time. */
+	for (i = 0; i < NR_ROUNDS / (s->injector->for_real ? 200 : 1); i++)
+		inject(s, nr);
+	wait_for_child(_metadata, pid);
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
 TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
@@ -1540,6 +1920,29 @@ TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
 	EXPECT_EQ(-1, pread(s->fd, &byte, 1, s->nr_raw / 2 * psize()));
 	expect_pool(_metadata, s, 0, 1);
 
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	long enabled;
+
+	if (!read_long(SOFT_OFFLINE, &enabled) || !enabled)
+		SKIP(return, "soft offlining is off: vm.enable_soft_offline is 0");
+	if (!need_more_hugepages(s, 1))
+		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
+
+	lose(_metadata, s, nr);
+	EXPECT_EQ(-1, madvise(raw_page(s, neighbour(nr)), psize(), MADV_SOFT_OFFLINE));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 0, 1);
+
+	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	expect_released(_metadata, s);
 }
@@ -1796,6 +2199,192 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 }
 
 /*
+ * Machine checks: what other injectors can't do
+ */
+
+FIXTURE(machine_check)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(machine_check)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, &by_mce, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(machine_check)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(machine_check, each_process_hears_what_it_consumes, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2 + 1;
+	pid_t pid;
+
+	lose(_metadata, s, nr);
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		struct subject mine = *s;	/* the fixture is shared */
+
+		mine.map = map_file(s, MAP_SHARED);
+		munmap(s->map, s->size);
+		FORCE_READ(*mine.map);
+		if (inject(&mine, nr) || heard.code != BUS_MCEERR_AR ||
+		    heard.addr != (uintptr_t)raw_page(&mine, nr) ||
+		    heard.lsb != pshift())
+			_exit(1);
+		_exit(0);
+	}
+	wait_for_child(_metadata, pid);
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2 + 1;
+	int status;
+	pid_t pid;
+
+	note_lost(_metadata, s, nr);
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		sigset_t set;
+
+		sigemptyset(&set);
+		sigaddset(&set, SIGBUS);
+		sigprocmask(SIG_BLOCK, &set, NULL);
+		inject(s, nr);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(SIGBUS, WTERMSIG(status));
+
+	/* Nobody else loses more than the page. */
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+struct consumer {
+	struct subject *s;
+	unsigned long nr;
+	int cpu;
+	pthread_t thread;
+	int ret;
+	int code;
+	int lsb;
+	uintptr_t addr;
+};
+
+static void *consume(void *arg)
+{
+	struct consumer *c = arg;
+
+	c->ret = mce_consume(ledger->monitor, raw_page(c->s, c->nr),
+			     raw_pfn(c->s, c->nr), c->cpu);
+	c->code = heard.code;
+	c->lsb = heard.lsb;
+	c->addr = heard.addr;
+	return NULL;
+}
+
+static void consume_at_once(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long first, unsigned long second)
+{
+	struct consumer c[2] = { { .s = s, .nr = first }, { .s = s, .nr = second } };
+	int cpu[2], i;
+
+	ASSERT_TRUE(mce_cpus(cpu));
+	for (i = 0; i < 2; i++) {
+		c[i].cpu = cpu[i];
+		ASSERT_EQ(0, pthread_create(&c[i].thread, NULL, consume, &c[i]));
+	}
+	for (i = 0; i < 2; i++) {
+		pthread_join(c[i].thread, NULL);
+		EXPECT_EQ(0, c[i].ret);
+		EXPECT_EQ(BUS_MCEERR_AR, c[i].code);
+		EXPECT_EQ((uintptr_t)raw_page(s, c[i].nr), c[i].addr);
+		EXPECT_EQ(pshift(), c[i].lsb);
+	}
+	expect_corrupted(_metadata, s);
+}
+
+TEST_F_TIMEOUT(machine_check, two_threads_consume_two_pages_at_once, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+
+	for (i = 0; i < 20; i += 2) {
+		note_lost(_metadata, s, i);
+		note_lost(_metadata, s, i + 1);
+		consume_at_once(_metadata, s, i, i + 1);
+	}
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F_TIMEOUT(machine_check, two_threads_consume_one_page_at_once, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+
+	for (i = 0; i < 10; i++) {
+		note_lost(_metadata, s, i);
+		consume_at_once(_metadata, s, i, i);
+	}
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+FIXTURE(thousand)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(thousand)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_1G, &by_mce, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(thousand)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+#define NR_LOST_OF_MANY		1000
+
+TEST_F_TIMEOUT(thousand, machine_checks_in_one_hugepage_are_told_one_by_one, 2 * SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+
+	for (i = 0; i < NR_LOST_OF_MANY; i++)
+		lose(_metadata, s, i * (s->nr_raw / NR_LOST_OF_MANY));
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+/*
  * The same without the flag: nothing changes
  */
 
@@ -1904,6 +2493,20 @@ TEST_F_TIMEOUT(plain, pread_stops_at_the_lost_page_and_goes_on_behind_it, SLOW)
 	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
 	EXPECT_TRUE(page_is_intact(buf, nr + 1));
 	free(buf);
+}
+
+TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
+{
+	struct subject *s = &self->s;
+
+	/* The same series has put it right. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+
+	expect_filtered(_metadata, s, s->nr_raw / 2);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 0, 0);
 }
 
 TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW)
@@ -2083,6 +2686,30 @@ TEST_F(accounted, the_pages_on_both_sides_of_a_hugepage_line_are_two_losses)
 	expect_all_come_back(_metadata, s, 1);
 }
 
+TEST_F(accounted, a_read_returns_the_hugepage_in_front_of_the_lost_page)
+{
+	struct subject *s = &self->s;
+	unsigned long ps = psize();
+	char *buf = malloc(4 * ps);
+
+	ASSERT_NE(NULL, buf);
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, s->nr_raw);
+
+	EXPECT_EQ(2 * ps, pread(s->fd, buf, 4 * ps, (s->nr_raw - 2) * ps));
+	EXPECT_TRUE(page_is_intact(buf, s->nr_raw - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, s->nr_raw - 1));
+
+	/* The position follows what was read. */
+	ASSERT_EQ((s->nr_raw - 1) * ps, lseek(s->fd, (s->nr_raw - 1) * ps, SEEK_SET));
+	EXPECT_EQ(ps, read(s->fd, buf, 4 * ps));
+	errno = 0;
+	EXPECT_EQ(-1, read(s->fd, buf, 4 * ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(s->nr_raw * ps, lseek(s->fd, 0, SEEK_CUR));
+	free(buf);
+}
+
 TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)
 {
 	struct subject *s = &self->s;
@@ -2145,6 +2772,26 @@ TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
 	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	expect_pool(_metadata, s, 1, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+/* What the pool is meant to have; sysfs tells what it has. */
+TEST_F(accounted, the_pool_does_not_wait_for_the_poisoned_hugepage)
+{
+	struct subject *s = &self->s;
+	long before, after;
+
+	if (default_size() != s->size)
+		SKIP(return, "%s is about other hugepages", NR_HUGEPAGES);
+
+	ASSERT_TRUE(read_long(NR_HUGEPAGES, &before));
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, 5);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_pool(_metadata, s, 1, 0);
+	ASSERT_TRUE(read_long(NR_HUGEPAGES, &after));
+	EXPECT_EQ(before - 1, after);
 	expect_all_come_back(_metadata, s, 0);
 }
 
@@ -2253,9 +2900,8 @@ static void poison_and_truncate(struct __test_metadata *_metadata,
 	if (variant->flags) {
 		/* They leave the pool, the rest of it is free again. */
 		expect_pool(_metadata, s, nr, 0);
-		for (i = first; i < s->nr_huge; i += step) {
+		for (i = first; i < s->nr_huge; i += step)
 			expect_all_come_back(_metadata, s, i);
-		}
 		expect_pool(_metadata, s, nr, 0);
 	} else {
 		/* They stay in the pool, out of use as a whole. */
@@ -2297,11 +2943,12 @@ TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
 	poison_and_truncate(_metadata, self, variant, 0, 1);
 }
 
-/* For tests that could not: give back what is poisoned, put back the pools. */
+/* For tests that could not: give back what they have taken. */
 static void clean_up(void)
 {
 	if (getpid() != ledger->owner)
 		return;
+	restore_filter();
 	settle_ledger();
 	restore_pools();
 }
@@ -2318,7 +2965,8 @@ int main(int argc, char **argv)
 	if (!ledger)
 		ksft_exit_fail_perror("mmap");
 	ledger->owner = getpid();
-	save_pools();
+	ledger->monitor = mce_open_monitor();
+	save_settings();
 	atexit(clean_up);
 	signal(SIGINT, clean_up_and_die);
 	signal(SIGTERM, clean_up_and_die);
