@@ -22,6 +22,7 @@ note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"; }
 # boot KERNEL NAME SECONDS COMMANDS: leaves the results in $results
 boot() {
 	say "$2 on the $1 kernel"
+	set -- "$1" "$2" "$(($3 * slow))" "$(echo "$4" | tr '\n' ';')"
 	log=$O/runs/$2-$BASE-$1$suffix
 	results=$log/cases
 	for try in 1 2 3; do
@@ -40,12 +41,11 @@ boot() {
 	awk -f "$MFR/results.awk" "$log/results" >"$results"
 }
 
-list=$(echo "$neighbours" | tr '\n' ';')
 slow=$((DEBUG ? 6 : 1))
 
-boot stock neighbours $((900 * slow)) "$list"
+boot stock neighbours 900 "$neighbours"
 yardstick=$results
-boot patched neighbours $((900 * slow)) "$list"
+boot patched neighbours 900 "$neighbours"
 awk -F '\t' -v log_dir="$log" '
 	NR == FNR { stock[$2 ": " $3] = $1; next }
 	{ patched[$2 ": " $3] = $1 }
@@ -68,15 +68,15 @@ awk -F '\t' -v log_dir="$log" '
 
 # On the kernel that has the feature nothing may be skipped. After a machine check
 # nothing can be unpoisoned any more, so they have a machine of their own.
-for how in simulated real; do
-	eval "boot patched hugetlb-mfr-$how $((1500 * slow)) \"\$$how\""
+for how in simulated real amd; do
+	eval "boot patched hugetlb-mfr-$how 1500 \"\$$how\""
 	sed 's/^skip\(.*\)/fail\1 (skipped)/' "$results" |
 		awk -F '\t' -v l="$log" '{ print $1 "\t" $2 ": " $3 "\t" l }' >>"$cases"
 	[ -s "$results" ] || note fail "hugetlb-mfr has not run on patched" "$log"
 done
 
 # Today's behaviour holds on stock, and what needs the flag says so.
-boot stock hugetlb-mfr $((1500 * slow)) hugetlb-mfr
+boot stock hugetlb-mfr 1500 "$stock"
 awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l }' \
 	"$results" >>"$cases"
 grep -q '^skip' "$results" ||

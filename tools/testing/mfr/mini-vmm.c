@@ -80,7 +80,7 @@ static void memory_error(unsigned char *p, unsigned long pfn)
 
 	if (monitor < 0 || !mce_cpus(cpu))
 		die("no machine checks here");
-	if (mce_consume(monitor, (char *)p, pfn, cpu[0]) == -ETIMEDOUT)
+	if (mce_consume(monitor, MCE_LOAD, (char *)p, pfn, cpu[0]) == -ETIMEDOUT)
 		die("the machine check did not come");
 	close(monitor);
 }

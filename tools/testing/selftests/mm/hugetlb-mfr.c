@@ -18,7 +18,7 @@
  *   kept	one kept hugepage, for each hugepage size and injector
  *   plain	the same without the flag, also on kernels that lack the flag
  *   passed_on	the policy follows the file, not the descriptor
- *   machine_check, thousand	what only machine checks show
+ *   machine_check, two_victims, thousand	what only machine checks show
  *   accounted	reservations, surplus pages, hugepages side by side
  *   truncated	several poisoned hugepages in one truncation, kept and plain
  *
@@ -34,16 +34,22 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
+#include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
+#include <linux/udmabuf.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -77,6 +83,8 @@
 #define SOFT_OFFLINE		"/proc/sys/vm/enable_soft_offline"
 #define SOFT_OFFLINE_PAGE	"/sys/devices/system/memory/soft_offline_page"
 #define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
+#define CORE_PATTERN		"/proc/sys/kernel/core_pattern"
+#define TRACING			"/sys/kernel/tracing/instances/hugetlb-mfr"
 
 #define SZ_2M			(2UL << 20)
 #define SZ_1G			(512 * SZ_2M)
@@ -110,6 +118,7 @@ static struct ledger {
 	} saved[MAX_SIZES];
 	long filter_enable;
 	long filter_major;
+	char core_pattern[160];
 	int monitor;			/* line to the virtual machine's, or -1 */
 	bool for_ever;			/* a machine check: no unpoisoning any more */
 	pid_t owner;
@@ -246,7 +255,7 @@ static int inject_corrupt_pfn(char *addr, unsigned long pfn)
 }
 
 /* A machine check: this thread consumes the page. */
-static int inject_mce(char *addr, unsigned long pfn)
+static int consume(enum mce_kind kind, char *addr, unsigned long pfn)
 {
 	int cpu[2];
 
@@ -254,7 +263,22 @@ static int inject_mce(char *addr, unsigned long pfn)
 		return -ENODEV;
 
 	ledger->for_ever = true;
-	return mce_consume(ledger->monitor, addr, pfn, cpu[0]);
+	return mce_consume(ledger->monitor, kind, addr, pfn, cpu[0]);
+}
+
+static int inject_mce(char *addr, unsigned long pfn)
+{
+	return consume(MCE_LOAD, addr, pfn);
+}
+
+static int inject_fetch(char *addr, unsigned long pfn)
+{
+	return consume(MCE_FETCH, addr, pfn);
+}
+
+static int inject_broadcast(char *addr, unsigned long pfn)
+{
+	return consume(MCE_BROADCAST, addr, pfn);
 }
 
 static unsigned long hardware_corrupted(void);
@@ -294,6 +318,20 @@ static const struct injector by_mce = {
 	.for_real = true,
 };
 
+static const struct injector by_fetch = {
+	.inject = inject_fetch,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.for_real = true,
+};
+
+static const struct injector by_broadcast = {
+	.inject = inject_broadcast,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.for_real = true,
+};
+
 static const struct injector by_scrub = {
 	.inject = inject_scrub,
 	.code = BUS_MCEERR_AO,
@@ -323,6 +361,31 @@ static bool write_long(const char *path, long val)
 		return false;
 	ok = fprintf(f, "%ld", val) > 0;
 	return !fclose(f) && ok;
+}
+
+static ssize_t read_text(const char *path, char *buf, size_t len)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t ret;
+
+	if (fd < 0)
+		return -1;
+	ret = read(fd, buf, len - 1);
+	close(fd);
+	buf[ret > 0 ? ret : 0] = '\0';
+	return ret;
+}
+
+static bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+	return ok;
 }
 
 static const char *pool_path(unsigned long size, const char *name)
@@ -409,6 +472,7 @@ static void save_settings(void)
 	if (dir)
 		closedir(dir);
 
+	read_text(CORE_PATTERN, ledger->core_pattern, sizeof(ledger->core_pattern));
 	if (!read_long(DEBUGFS_FILTER_ENABLE, &ledger->filter_enable) ||
 	    !read_long(DEBUGFS_FILTER_MAJOR, &ledger->filter_major))
 		ledger->filter_major = -1;
@@ -425,6 +489,18 @@ static void restore_filter(void)
 {
 	write_long(DEBUGFS_FILTER_ENABLE, ledger->filter_enable);
 	write_long(DEBUGFS_FILTER_MAJOR, ledger->filter_major);
+}
+
+/* What tests change beside pools and pages. */
+static void restore_settings(void)
+{
+	char now[sizeof(ledger->core_pattern)];
+
+	restore_filter();
+	if (read_text(CORE_PATTERN, now, sizeof(now)) > 0 &&
+	    strcmp(now, ledger->core_pattern))
+		write_text(CORE_PATTERN, ledger->core_pattern);
+	rmdir(TRACING);
 }
 
 static void restore_pool(unsigned long size, const char *name, long val)
@@ -696,7 +772,7 @@ static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
 		SKIP(return, "no hugepages of %lu kB here", size >> 10);
 
 	/* A test that ran out of time has not cleaned up. */
-	restore_filter();
+	restore_settings();
 	settle_ledger();
 	restore_pools();
 
@@ -744,7 +820,7 @@ static void open_subject(struct __test_metadata *_metadata, struct subject *s,
 /* Runs in the parent when the test and all it held is gone. */
 static void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
 {
-	restore_filter();
+	restore_settings();
 	EXPECT_EQ(0, settle_ledger());
 	if (!ledger->for_ever)
 		EXPECT_EQ(s->corrupted, hardware_corrupted());
@@ -1325,7 +1401,8 @@ FIXTURE_SETUP(kept)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
 	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+		open_subject(_metadata, &self->s,
+			     MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
 }
 
 FIXTURE_TEARDOWN_PARENT(kept)
@@ -1481,6 +1558,43 @@ TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 		EXPECT_EQ(before[i], mf_stat(names[i]));
 }
 
+/* How often @text is in the trace. */
+static unsigned int nr_traced(const char *text)
+{
+	FILE *f = fopen(TRACING "/trace", "r");
+	unsigned int nr = 0;
+	char line[256];
+
+	while (f && fgets(line, sizeof(line), f))
+		nr += !!strstr(line, text);
+	if (f)
+		fclose(f);
+	return nr;
+}
+
+TEST_F_TIMEOUT(kept, one_event_tells_of_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char text[80];
+
+	if (mkdir(TRACING, 0700) ||
+	    !write_text(TRACING "/events/ras/memory_failure_event/enable", "1"))
+		SKIP(return, "no tracing of memory failures in " TRACING);
+
+	lose(_metadata, s, nr);
+	snprintf(text, sizeof(text), "pfn %#lx: recovery action for huge page: Delayed",
+		 raw_pfn(s, nr));
+	EXPECT_EQ(1, nr_traced(text));
+
+	/* The end of the delay is no event. */
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	wait_for_release(s, 1);
+	EXPECT_EQ(1, nr_traced("recovery action"));
+	expect_released(_metadata, s);
+}
+
 TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1612,6 +1726,55 @@ TEST_F_TIMEOUT(kept, a_late_kill_process_hears_only_what_it_consumes, SLOW)
 		EXPECT_EQ(0, heard.nr);
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+/* A thread that waits for SIGBUS and does nothing else. */
+struct listener {
+	atomic_bool listens;
+	siginfo_t si;
+	int signal;
+};
+
+static void *listen_for_sigbus(void *arg)
+{
+	const struct timespec timeout = { .tv_sec = 1 };
+	struct listener *l = arg;
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+	l->listens = true;
+	l->signal = sigtimedwait(&set, &l->si, &timeout);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(kept, a_thread_that_asks_hears_of_errors_nobody_consumed, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct listener l = {};
+	pthread_t thread;
+
+	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, listen_for_sigbus, &l));
+	while (!l.listens)
+		usleep(1000);
+
+	note_lost(_metadata, s, nr);
+	EXPECT_EQ(0, inject(s, nr));
+	pthread_join(thread, NULL);
+	if (s->injector->code == BUS_MCEERR_AR) {
+		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
+		EXPECT_EQ(-1, l.signal);
+	} else {
+		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(SIGBUS, l.signal);
+		EXPECT_EQ(BUS_MCEERR_AO, l.si.si_code);
+		EXPECT_EQ((uintptr_t)raw_page(s, nr), (uintptr_t)l.si.si_addr);
+		EXPECT_EQ(pshift(), l.si.si_addr_lsb);
+	}
 }
 
 TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page_and_goes_on_behind_it, SLOW)
@@ -1860,19 +2023,242 @@ TEST_F_TIMEOUT(kept, direct_io_leaves_out_the_lost_page, SLOW)
 	close(fd);
 }
 
-TEST_F_TIMEOUT(kept, populating_goes_on_across_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, populating_goes_on_across_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+	int advice;
+
+	/* Also where it begins. */
+	lose(_metadata, s, 0);
+	lose(_metadata, s, 1);
+	lose(_metadata, s, s->nr_raw / 2);
+	for (advice = MADV_POPULATE_READ; advice <= MADV_POPULATE_WRITE; advice++) {
+		unmap_file(s);
+		s->map = map_file(s, MAP_SHARED);
+		ASSERT_NE(NULL, s->map);
+		EXPECT_EQ(0, madvise(s->map, s->size, advice));
+		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+		EXPECT_EQ(0, madvise(s->map, s->size, advice));
+	}
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED | MAP_POPULATE);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, mlock(s->map, s->size));
+	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F_TIMEOUT(kept, ptrace_reaches_all_but_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
+	unsigned long *before, *after;
+	pid_t pid;
 
 	lose(_metadata, s, nr);
-	unmap_file(s);
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
-	EXPECT_EQ(0, madvise(s->map, s->size, MADV_POPULATE_READ));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, madvise(s->map, s->size, MADV_POPULATE_WRITE));
+	before = (unsigned long *)raw_page(s, nr) - 1;
+	after = (unsigned long *)raw_page(s, nr + 1);
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* The fork has not copied the page tables of a shared mapping. */
+		FORCE_READ(*s->map);
+		ptrace(PTRACE_TRACEME, 0, 0, 0);
+		raise(SIGSTOP);
+		_exit(KSFT_PASS);
+	}
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+
+	errno = 0;
+	EXPECT_EQ(*before, ptrace(PTRACE_PEEKDATA, pid, before, 0));
+	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, pid, before + 1, 0));
+	EXPECT_EQ(EIO, errno);
+	errno = 0;
+	EXPECT_EQ(-1, ptrace(PTRACE_POKEDATA, pid, after - 1, 0));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(0, ptrace(PTRACE_POKEDATA, pid, after, *after));
+	EXPECT_EQ(*after, ptrace(PTRACE_PEEKDATA, pid, after, 0));
+
+	ptrace(PTRACE_CONT, pid, 0, 0);
+	wait_for_child(_metadata, pid);
 	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+static long futex(char *addr, int op, uint32_t val)
+{
+	return syscall(SYS_futex, addr, op, val, NULL, NULL, 0);
+}
+
+TEST_F_TIMEOUT(kept, a_shared_futex_can_be_anywhere_but_in_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char *word;
+
+	lose(_metadata, s, nr);
+	errno = 0;
+	EXPECT_EQ(-1, futex(raw_page(s, nr), FUTEX_WAIT, 0));
+	EXPECT_EQ(EFAULT, errno);
+	errno = 0;
+	EXPECT_EQ(-1, futex(raw_page(s, nr), FUTEX_WAKE, 1));
+	EXPECT_EQ(EFAULT, errno);
+
+	word = raw_page(s, neighbour(nr));
+	EXPECT_EQ(0, futex(word, FUTEX_WAKE, 1));
+	errno = 0;
+	EXPECT_EQ(-1, futex(word, FUTEX_WAIT, *(uint32_t *)word + 1));
+	EXPECT_EQ(EAGAIN, errno);
+}
+
+/* A ring of io_uring that holds a long-term pin of pages, as VFIO would. */
+static int pin_long_term(int ring, char *addr, size_t len)
+{
+	struct iovec iov = { .iov_base = addr, .iov_len = len };
+
+	return syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &iov, 1);
+}
+
+static int make_ring(void)
+{
+	struct io_uring_params params = {};
+
+	return syscall(SYS_io_uring_setup, 1, &params);
+}
+
+TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	int ring = make_ring();
+
+	if (ring < 0)
+		SKIP(return, "needs io_uring");
+	lose(_metadata, s, nr);
+
+	errno = 0;
+	EXPECT_EQ(-1, pin_long_term(ring, raw_page(s, nr), ps));
+	EXPECT_EQ(EFAULT, errno);
+	errno = 0;
+	EXPECT_EQ(-1, pin_long_term(ring, raw_page(s, nr - 2), 4 * ps));
+	EXPECT_EQ(EFAULT, errno);
+	EXPECT_EQ(0, pin_long_term(ring, raw_page(s, 0), nr * ps));
+	close(ring);
+
+	/* What did not come about holds nothing. */
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int ring = make_ring();
+
+	if (ring < 0)
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, pin_long_term(ring, raw_page(s, nr - 1), 3 * psize()));
+	lose(_metadata, s, nr);
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	EXPECT_EQ(0, close(s->fd));
+	expect_pool(_metadata, s, 0, 1);
+	expect_corrupted(_metadata, s);
+	/* Also what is lost now is known at the end. */
+	s->map = NULL;
+	note_lost(_metadata, s, nr + 5);
+	EXPECT_EQ(0, inject_corrupt_pfn(NULL, raw_pfn(s, nr + 5)));
+	expect_corrupted(_metadata, s);
+
+	EXPECT_EQ(0, close(ring));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct udmabuf_create create = { .memfd = s->fd };
+	int fd, buf;
+
+	fd = open("/dev/udmabuf", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_UDMABUF");
+	ASSERT_EQ(0, fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK));
+	lose(_metadata, s, nr);
+
+	create.offset = (nr - 2) * psize();
+	create.size = 4 * psize();
+	errno = 0;
+	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE, &create));
+	EXPECT_EQ(EHWPOISON, errno);
+	create.size = 2 * psize();
+	buf = ioctl(fd, UDMABUF_CREATE, &create);
+	EXPECT_LE(0, buf);
+	close(buf);
+	create.offset = (nr + 1) * psize();
+	buf = ioctl(fd, UDMABUF_CREATE, &create);
+	EXPECT_LE(0, buf);
+	close(buf);
+	close(fd);
+
+	/* What did not come about holds nothing. */
+	unmap_file(s);
+	close(s->fd);
+	expect_released(_metadata, s);
+}
+
+#define CORE_SIZE	(8UL << 20)
+
+TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	struct rlimit limit = { .rlim_cur = CORE_SIZE, .rlim_max = CORE_SIZE };
+	char dir[] = "/tmp/hugetlb-mfr.XXXXXX";
+	char path[sizeof(dir) + 8];
+	unsigned long nr = 5, ps = psize();
+	ssize_t len, at = 0;
+	char *core;
+	int status;
+	pid_t pid;
+
+	core = malloc(CORE_SIZE + 1);
+	ASSERT_NE(NULL, core);
+	lose(_metadata, s, nr);
+	ASSERT_NE(NULL, mkdtemp(dir));
+	sprintf(path, "%s/core", dir);
+	if (!write_text(CORE_PATTERN, path)) {
+		rmdir(dir);
+		SKIP(return, "needs CONFIG_COREDUMP");
+	}
+
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* Only shared hugetlb memory, and no more than the limit. */
+		setrlimit(RLIMIT_CORE, &limit);
+		write_text("/proc/self/coredump_filter", "0x40");
+		prctl(PR_SET_DUMPABLE, 1);
+		signal(SIGABRT, SIG_DFL);
+		abort();
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(SIGABRT, WTERMSIG(status));
+	len = read_text(path, core, CORE_SIZE + 1);
+	unlink(path);
+	rmdir(dir);
+	ASSERT_LT(0, len);
+
+	while (at + 3 * (ssize_t)ps <= len && !page_is_intact(core + at, nr - 1))
+		at += ps;
+	ASSERT_LE(at + 3 * ps, len);
+	EXPECT_TRUE(page_is_zero(core + at + ps));
+	EXPECT_TRUE(page_is_intact(core + at + 2 * ps, nr + 1));
+	free(core);
 }
 
 /* Both want the locks of the folio and of the mapping. */
@@ -1935,6 +2321,38 @@ TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 	expect_corrupted(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
+
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+/* Isolated for a migration that will be refused, again and again. */
+TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr_errors = s->injector->for_real ? 10 : 500;
+	unsigned long i;
+	long enabled;
+	pid_t pid;
+
+	if (!read_long(SOFT_OFFLINE, &enabled) || !enabled)
+		SKIP(return, "soft offlining is off: vm.enable_soft_offline is 0");
+
+	lose(_metadata, s, 0);
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		FORCE_READ(*raw_page(s, s->nr_raw - 1));
+		for (;;)
+			madvise(raw_page(s, s->nr_raw - 1), psize(), MADV_SOFT_OFFLINE);
+	}
+	for (i = 1; i <= nr_errors; i++)
+		lose(_metadata, s, i);
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
 
 	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
@@ -2193,7 +2611,7 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 }
 
 /*
- * Machine checks: what other injectors can't do
+ * Machine checks: their kinds, and what other injectors can't do
  */
 
 FIXTURE(machine_check)
@@ -2201,18 +2619,97 @@ FIXTURE(machine_check)
 	struct subject s;
 };
 
+FIXTURE_VARIANT(machine_check)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(machine_check, load)
+{
+	.injector = &by_mce,
+};
+
+FIXTURE_VARIANT_ADD(machine_check, fetch)
+{
+	.injector = &by_fetch,
+};
+
+FIXTURE_VARIANT_ADD(machine_check, broadcast)
+{
+	.injector = &by_broadcast,
+};
+
+/* Map the file again, for fetches, too, and touch it. */
+static bool map_again(struct subject *s)
+{
+	const int prot = PROT_READ | PROT_WRITE | PROT_EXEC;
+	char *map = mmap(NULL, s->size, prot, MAP_SHARED, s->fd, 0);
+
+	if (map == MAP_FAILED)
+		return false;
+	unmap_file(s);
+	s->map = map;
+	return try_read(raw_page(s, s->nr_raw - 2));
+}
+
 FIXTURE_SETUP(machine_check)
 {
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, &by_mce, 1);
+	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 1);
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	if (!_metadata->exit_code)
+		ASSERT_TRUE(map_again(&self->s));
 }
 
 FIXTURE_TEARDOWN_PARENT(machine_check)
 {
 	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(machine_check, each_lost_page_is_signalled_exactly, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_pool(_metadata, s, 0, 1);
+}
+
+TEST_F_TIMEOUT(machine_check, the_end_gives_back_all_but_the_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(machine_check, a_lost_page_is_signalled_in_each_mapping, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2 + 1;
+	char path[32];
+	int i, fd;
+
+	lose(_metadata, s, nr);
+	for (i = 0; i < 3; i++) {
+		EXPECT_EQ(0, inject(s, nr));
+		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
+		expect_corrupted(_metadata, s);
+
+		/* Also in one of a file opened again. */
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
+		fd = open(path, O_RDWR);
+		ASSERT_LE(0, fd);
+		close(s->fd);
+		s->fd = fd;
+		ASSERT_TRUE(map_again(s));
+	}
+	EXPECT_EQ(0, nr_changed_pages(s));
 }
 
 TEST_F_TIMEOUT(machine_check, each_process_hears_what_it_consumes, SLOW)
@@ -2227,10 +2724,7 @@ TEST_F_TIMEOUT(machine_check, each_process_hears_what_it_consumes, SLOW)
 	if (!pid) {
 		struct subject mine = *s;	/* the fixture is shared */
 
-		mine.map = map_file(s, MAP_SHARED);
-		munmap(s->map, s->size);
-		FORCE_READ(*mine.map);
-		if (inject(&mine, nr) || heard.code != BUS_MCEERR_AR ||
+		if (!map_again(&mine) || inject(&mine, nr) || heard.code != BUS_MCEERR_AR ||
 		    heard.addr != (uintptr_t)raw_page(&mine, nr) ||
 		    heard.lsb != pshift())
 			_exit(1);
@@ -2241,9 +2735,9 @@ TEST_F_TIMEOUT(machine_check, each_process_hears_what_it_consumes, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 }
 
-TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
+static void expect_killed(struct __test_metadata *_metadata, struct subject *s,
+			  bool blocked)
 {
-	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2 + 1;
 	int status;
 	pid_t pid;
@@ -2256,7 +2750,10 @@ TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
 
 		sigemptyset(&set);
 		sigaddset(&set, SIGBUS);
-		sigprocmask(SIG_BLOCK, &set, NULL);
+		if (blocked)
+			sigprocmask(SIG_BLOCK, &set, NULL);
+		else
+			signal(SIGBUS, SIG_IGN);
 		inject(s, nr);
 		_exit(0);
 	}
@@ -2268,6 +2765,136 @@ TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	EXPECT_EQ(0, nr_changed_pages(s));
+}
+
+TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
+{
+	expect_killed(_metadata, &self->s, true);
+}
+
+TEST_F_TIMEOUT(machine_check, who_ignores_the_signal_is_killed, SLOW)
+{
+	expect_killed(_metadata, &self->s, false);
+}
+
+/*
+ * Two CPUs at once
+ */
+
+FIXTURE(two_victims)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(two_victims)
+{
+	unsigned long size;
+};
+
+FIXTURE_VARIANT_ADD(two_victims, mce_2m)
+{
+	.size = SZ_2M,
+};
+
+FIXTURE_VARIANT_ADD(two_victims, mce_1g)
+{
+	.size = SZ_1G,
+};
+
+FIXTURE_SETUP(two_victims)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, variant->size, &by_mce, 1);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(two_victims)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+struct heard_by {
+	struct mce_victim *victim;
+	int nr;
+	int code;
+	int lsb;
+	uintptr_t addr;
+};
+
+static void *suffer(void *arg)
+{
+	struct heard_by *by = arg;
+
+	mce_suffer(MCE_LOAD, by->victim);
+	by->nr = heard.nr;
+	by->code = heard.code;
+	by->lsb = heard.lsb;
+	by->addr = heard.addr;
+	return NULL;
+}
+
+/* Two threads consume two pages, or one, and each hears of its own. */
+static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
+			 unsigned long nr0, unsigned long nr1)
+{
+	unsigned long nr[2] = { nr0, nr1 };
+	struct mce_victim victim[2] = {};
+	struct heard_by by[2] = {};
+	pthread_t thread[2];
+	int cpu[2];
+	int i;
+
+	ASSERT_TRUE(mce_cpus(cpu));
+	ledger->for_ever = true;
+	injecting = true;
+	for (i = 0; i < 2; i++) {
+		if (!s->lost[nr[i]])
+			note_lost(_metadata, s, nr[i]);
+		victim[i].addr = raw_page(s, nr[i]);
+		victim[i].pfn = raw_pfn(s, nr[i]);
+		victim[i].cpu = cpu[i];
+		by[i].victim = &victim[i];
+		ASSERT_EQ(0, pthread_create(&thread[i], NULL, suffer, &by[i]));
+	}
+	mce_shoot(ledger->monitor, MCE_LOAD, victim, 2);
+	for (i = 0; i < 2; i++) {
+		pthread_join(thread[i], NULL);
+		EXPECT_EQ(0, victim[i].error);
+		EXPECT_EQ(1, by[i].nr);
+		EXPECT_EQ(BUS_MCEERR_AR, by[i].code);
+		EXPECT_EQ(pshift(), by[i].lsb);
+		EXPECT_EQ((uintptr_t)raw_page(s, nr[i]), by[i].addr);
+	}
+	injecting = false;
+	expect_corrupted(_metadata, s);
+}
+
+TEST_F_TIMEOUT(two_victims, of_two_pages_hear_of_their_own, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_at_once(_metadata, s, 0, s->nr_raw - 1);
+	lose_at_once(_metadata, s, s->nr_raw / 2, s->nr_raw / 2 + 1);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(two_victims, of_one_page_both_hear_of_it, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_at_once(_metadata, s, s->nr_raw / 2, s->nr_raw / 2);
+	EXPECT_EQ(1, s->nr_lost);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
 }
 
 FIXTURE(thousand)
@@ -2332,6 +2959,12 @@ FIXTURE_VARIANT_ADD(plain, corrupt_pfn_2m)
 {
 	.size = SZ_2M,
 	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(plain, mce_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_mce,
 };
 
 FIXTURE_VARIANT_ADD(plain, madvise_1g)
@@ -2418,6 +3051,30 @@ TEST_F_TIMEOUT(plain, pread_stops_at_the_lost_page_and_goes_on_behind_it, SLOW)
 	free(buf);
 }
 
+TEST_F_TIMEOUT(plain, punching_parts_spares_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	unsigned long ps = psize();
+	char *buf;
+
+	/* The same series has put it right: the kernel oopsed. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+
+	buf = malloc(ps);
+	ASSERT_NE(NULL, buf);
+	lose_hugepage(_metadata, s, nr);
+	errno = 0;
+	EXPECT_EQ(-1, punch(s, (nr - 1) * ps, 3 * ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr - 1) * ps));
+	EXPECT_TRUE(page_is_zero(buf));
+	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
+	EXPECT_TRUE(page_is_zero(buf));
+	free(buf);
+}
+
 TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
 {
 	struct subject *s = &self->s;
@@ -2444,6 +3101,10 @@ TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW
 	expect_pool(_metadata, s, 0, 1);
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_poisoned(s->head[0]));
+
+	/* After a machine check that is for ever. */
+	if (ledger->for_ever)
+		return;
 
 	/* Only the hugepage as a whole can be given back. */
 	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
@@ -2871,7 +3532,7 @@ static void clean_up(void)
 {
 	if (getpid() != ledger->owner)
 		return;
-	restore_filter();
+	restore_settings();
 	settle_ledger();
 	restore_pools();
 }

@@ -3,12 +3,16 @@
  * Machine checks that are real to the kernel, for programs that run in a virtual
  * machine of QEMU's TCG: its monitor has a command to inject them.
  *
- * The environment variable HUGETLB_MFR_MONITOR names a tty that leads there:
+ * The environment variable HUGETLB_MFR_MONITOR names a device that leads there:
  *
  *   qemu-system-x86_64 -accel tcg -cpu Skylake-Server -smp 4 ...
  *	-chardev socket,id=monitor,path=SOCKET,server=on,wait=off
  *	-mon chardev=monitor,mode=readline
- *	-chardev socket,id=line,path=SOCKET -serial chardev:line
+ *	-chardev socket,id=line,path=SOCKET -device virtio-serial-pci
+ *	-device virtserialport,chardev=line
+ *
+ * (A serial port will do, but not for two machine checks at once: what stops the
+ * machine must be there in one piece.)
  *
  * A machine check must not hit the kernel: that would panic, rightly. So the
  * victim has a CPU for itself, reads the page all the time, and is not shot at
@@ -25,6 +29,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -36,25 +41,36 @@
 #include <termios.h>
 #include <unistd.h>
 
-/* RIPV, EIPV, MCIP, and LMCES: only this CPU is told */
+/* RIPV, EIPV, MCIP: all CPUs are told, as old ones do it */
+#define MCG_STATUS_BROADCAST	0x7ULL
+/* The same and LMCES: only this CPU is told */
 #define MCG_STATUS_LOCAL	0xfULL
 /* The same without EIPV: what the CPU is doing has nothing to do with it */
 #define MCG_STATUS_BACKGROUND	0xdULL
 /* ADDR is a physical address, and good for 4 KiB */
 #define MCI_MISC_PHYSICAL_4K	0x8cULL
-/* VAL, UC, EN, MISCV, ADDRV, S, AR: a data load has consumed it */
+/* VAL, UC, EN, MISCV, ADDRV, S, AR: a data load or a fetch has consumed it */
 #define MCI_STATUS_DATA_LOAD	0xbd80000000000134ULL
-/* The same, and that the data was marked as poisoned, as AMD says it */
-#define MCI_STATUS_AMD_POISON	(MCI_STATUS_DATA_LOAD | 1ULL << 43)
-
+#define MCI_STATUS_FETCH	0xbd80000000000150ULL
+/* The data was marked as poisoned, as AMD says it */
+#define MCI_STATUS_AMD_POISON	0x80000000000ULL
 /* VAL, UC, EN, ADDRV, S: the memory controller's patrol has found it */
 #define MCI_STATUS_SCRUB	0xbd000000000000c0ULL
 
-struct mce_shot {
-	int monitor;
-	int cpu;
+/* How a page is consumed, and who is told. */
+enum mce_kind {
+	MCE_LOAD,
+	MCE_FETCH,
+	MCE_BROADCAST,		/* as MCE_LOAD, but told to all CPUs */
+};
+
+/* A thread that consumes the lost page @pfn at @addr on @cpu. */
+struct mce_victim {
+	char *addr;
 	unsigned long pfn;
-	atomic_bool ready;		/* the victim is reading */
+	int cpu;
+	int error;
+	atomic_bool ready;		/* it has begun to */
 	atomic_bool over;
 };
 
@@ -71,6 +87,17 @@ static inline void mce_release_victim(void)
 		siglongjmp(mce_after_signal, 1);
 }
 
+/* Nobody listens to what the monitor says, but it must not get stuck. */
+static inline void mce_hear_monitor(int monitor)
+{
+	struct pollfd p = { .fd = monitor, .events = POLLIN };
+	char said[256];
+
+	while (poll(&p, 1, 0) == 1 && (p.revents & POLLIN) &&
+	       read(monitor, said, sizeof(said)) > 0)
+		;
+}
+
 /* The line to the monitor, or -1. */
 static inline int mce_open_monitor(void)
 {
@@ -81,15 +108,17 @@ static inline int mce_open_monitor(void)
 	if (!path)
 		return -1;
 	fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0 || tcgetattr(fd, &line))
+	if (fd < 0)
 		return fd;
-	cfmakeraw(&line);
-	tcsetattr(fd, TCSANOW, &line);
-	/* Commands wait for each other, only this must not wait for a carrier. */
+	/* A tty has echoed what the monitor said so far, into its ear. */
+	if (!tcgetattr(fd, &line)) {
+		cfmakeraw(&line);
+		tcsetattr(fd, TCSANOW, &line);
+		usleep(100000);
+	}
+	/* Only the opening must not wait, for a carrier. */
 	fcntl(fd, F_SETFL, O_RDWR);
-	/* So far the line has echoed what the monitor said, into its ear. */
-	usleep(100000);
-	tcflush(fd, TCIFLUSH);
+	mce_hear_monitor(fd);
 	dprintf(fd, "\n");
 	return fd;
 }
@@ -122,18 +151,13 @@ static inline bool mce_on_amd(void)
 	return amd;
 }
 
-static inline void mce_raise(int monitor, int cpu, unsigned long long status,
-			     unsigned long long mcg_status, unsigned long pfn)
-{
-	tcflush(monitor, TCIFLUSH);
-	dprintf(monitor, "mce %d 9 %#llx %#llx %#llx %#llx\n", cpu, status, mcg_status,
-		(unsigned long long)pfn * getpagesize(), MCI_MISC_PHYSICAL_4K);
-}
-
 /* The memory controller finds a lost page that nobody has consumed. */
 static inline void mce_scrub(int monitor, unsigned long pfn)
 {
-	mce_raise(monitor, 0, MCI_STATUS_SCRUB, MCG_STATUS_BACKGROUND, pfn);
+	mce_hear_monitor(monitor);
+	dprintf(monitor, "mce 0 9 %#llx %#llx %#llx %#llx\n", MCI_STATUS_SCRUB,
+		MCG_STATUS_BACKGROUND, (unsigned long long)pfn * getpagesize(),
+		MCI_MISC_PHYSICAL_4K);
 }
 
 /* How many interrupts @cpu has had. */
@@ -159,76 +183,131 @@ static inline unsigned long mce_interrupts(int cpu)
 	return sum;
 }
 
-static inline void *mce_shoot(void *arg)
+/* Shoot at victims that other threads have made of themselves, at all at once. */
+static inline void mce_shoot(int monitor, enum mce_kind kind,
+			     struct mce_victim *victim, int nr)
 {
-	struct mce_shot *shot = arg;
+	unsigned long long status = MCI_STATUS_DATA_LOAD;
 	unsigned long last = -1UL, now;
-	int i;
+	bool ready = false, over = false;
+	char command[256];
+	int i, try, len = 0;
 
-	for (i = 0; i < MCE_TRIES; i++) {
-		now = mce_interrupts(shot->cpu);
-		if (shot->over || (shot->ready && now == last))
+	/* Else what the first does about it reaches the second before its shot. */
+	if (nr > 1)
+		len += sprintf(command, "stop\n");
+	if (kind == MCE_FETCH)
+		status = MCI_STATUS_FETCH;
+	if (mce_on_amd())
+		status |= MCI_STATUS_AMD_POISON;
+	for (i = 0; i < nr; i++)
+		len += snprintf(command + len, sizeof(command) - len,
+				"mce %s%d 9 %#llx %#llx %#llx %#llx\n",
+				kind == MCE_BROADCAST ? "-b " : "", victim[i].cpu, status,
+				kind == MCE_BROADCAST ? MCG_STATUS_BROADCAST : MCG_STATUS_LOCAL,
+				(unsigned long long)victim[i].pfn * getpagesize(),
+				MCI_MISC_PHYSICAL_4K);
+
+	if (nr > 1)
+		len += snprintf(command + len, sizeof(command) - len, "cont\n");
+
+	for (try = 0; try < MCE_TRIES && !over; try++) {
+		now = 0;
+		ready = true;
+		for (i = 0; i < nr; i++) {
+			now += mce_interrupts(victim[i].cpu);
+			ready &= victim[i].ready;
+			over |= victim[i].over;
+		}
+		if (ready && now == last)
 			break;
 		last = now;
 		usleep(MCE_QUIET_US);
 	}
-	if (shot->over || i == MCE_TRIES) {
-		shot->over = true;
-		return NULL;
+	if (!over && try < MCE_TRIES) {
+		mce_hear_monitor(monitor);
+		if (write(monitor, command, len) != len)
+			perror("monitor");
+		for (try = 0; try < 5000 && !over; try++) {
+			over = true;
+			for (i = 0; i < nr; i++)
+				over &= victim[i].over;
+			usleep(1000);
+		}
 	}
+	for (i = 0; i < nr; i++)
+		victim[i].over = true;
+}
 
-	mce_raise(shot->monitor, shot->cpu,
-		  mce_on_amd() ? MCI_STATUS_AMD_POISON : MCI_STATUS_DATA_LOAD,
-		  MCG_STATUS_LOCAL, shot->pfn);
+typedef void mce_spin_t(atomic_bool *ready, atomic_bool *over);
 
-	for (i = 0; i < 5000 && !shot->over; i++)
-		usleep(1000);
-	shot->over = true;
+/*
+ * Be a victim, until the handler of SIGBUS calls mce_release_victim().  An error
+ * of -EFAULT says that @addr could not be used at all, -ETIMEDOUT that no signal
+ * came.
+ */
+static inline void mce_suffer(enum mce_kind kind, struct mce_victim *victim)
+{
+	/* 1: movb $1,(%rdi); cmpb $0,(%rsi); je 1b; ret */
+	static const char spin[] = "\xc6\x07\x01\x80\x3e\x00\x74\xf8\xc3";
+	cpu_set_t before, one;
+
+	sched_getaffinity(0, sizeof(before), &before);
+	CPU_ZERO(&one);
+	CPU_SET(victim->cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+
+	victim->error = 0;
+	if (!sigsetjmp(mce_after_signal, 1)) {
+		mce_reading = true;
+		if (kind == MCE_FETCH) {
+			memcpy(victim->addr, spin, sizeof(spin));
+			((mce_spin_t *)victim->addr)(&victim->ready, &victim->over);
+		} else {
+			do {
+				asm volatile("" : : "r" (__atomic_load_n(victim->addr,
+									 __ATOMIC_RELAXED)));
+				victim->ready = true;
+			} while (!victim->over);
+		}
+		victim->error = -ETIMEDOUT;
+	}
+	mce_reading = false;
+	if (!victim->ready)
+		victim->error = -EFAULT;
+	victim->over = true;
+	sched_setaffinity(0, sizeof(before), &before);
+}
+
+struct mce_shot {
+	int monitor;
+	enum mce_kind kind;
+	struct mce_victim *victim;
+};
+
+static inline void *mce_shoot_one(void *arg)
+{
+	struct mce_shot *shot = arg;
+
+	mce_shoot(shot->monitor, shot->kind, shot->victim, 1);
 	return NULL;
 }
 
-/*
- * Consume a lost page: the caller reads @addr, in page @pfn, on @cpu, until its
- * handler of SIGBUS calls mce_release_victim(). Returns 0, or an error: -EFAULT
- * if @addr could not be read at all, -ETIMEDOUT if no signal came.
- */
-static inline int mce_consume(int monitor, const char *addr, unsigned long pfn,
-			      int cpu)
+/* The caller consumes a lost page. Returns 0, or the victim's error. */
+static inline int mce_consume(int monitor, enum mce_kind kind, char *addr,
+			      unsigned long pfn, int cpu)
 {
-	struct mce_shot shot = {
-		.monitor = monitor,
-		.cpu = cpu,
-		.pfn = pfn,
-	};
-	cpu_set_t before, one;
-	int ret;
+	struct mce_victim victim = { .addr = addr, .pfn = pfn, .cpu = cpu };
+	struct mce_shot shot = { monitor, kind, &victim };
 	pthread_t thread;
+	int ret;
 
-	if (sched_getaffinity(0, sizeof(before), &before))
-		return -errno;
-	ret = -pthread_create(&thread, NULL, mce_shoot, &shot);
+	ret = pthread_create(&thread, NULL, mce_shoot_one, &shot);
 	if (ret)
-		return ret;
-
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	sched_setaffinity(0, sizeof(one), &one);
-	if (!sigsetjmp(mce_after_signal, 1)) {
-		mce_reading = true;
-		do {
-			asm volatile("" : : "r" (__atomic_load_n(addr, __ATOMIC_RELAXED)));
-			shot.ready = true;
-		} while (!shot.over);
-		ret = -ETIMEDOUT;
-	}
-	mce_reading = false;
-	if (!shot.ready)
-		ret = -EFAULT;
-	shot.over = true;
-
-	sched_setaffinity(0, sizeof(before), &before);
+		return -ret;
+	mce_suffer(kind, &victim);
 	pthread_join(thread, NULL);
-	return ret;
+	return victim.error;
 }
 
 #endif /* _SELFTESTS_MM_MACHINE_CHECK_H */
