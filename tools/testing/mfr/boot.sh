@@ -18,7 +18,8 @@ mkdir -p "$run"
 echo "verdict missing" >"$run/results"
 
 # oops, WARN and hang all end the machine: what comes after proves nothing.
-# Memory: pools of 1 GiB hugepages, and as much again to look for lost pages in.
+# Memory: pools of 1 GiB hugepages, and as much again to look for lost pages in. Two
+# nodes, for what moves pages.
 append="console=ttyS0 panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
 # Two CPUs without ticks, for the victims of machine checks. The machine injects
@@ -32,6 +33,8 @@ esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
 qemu="qemu-system-x86_64 -accel tcg,thread=multi -cpu $cpu -smp 4 -m 8G
+	-object memory-backend-ram,id=m0,size=4G -numa node,memdev=m0,cpus=0-3
+	-object memory-backend-ram,id=m1,size=4G -numa node,memdev=m1
 	-display none -no-reboot -nic none
 	-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off
 	-mon chardev=monitor,mode=readline

@@ -9,12 +9,14 @@ function result(what, name) { print what "\t" command "\t" name; n++; seen[what]
 
 { sub(/\r$/, "") }
 /^begin / {
-	command = substr($0, 7); n = plan = 0; split("", seen); running = 1
+	command = substr($0, 7); n = 0; plan = -1; split("", seen); running = 1
 	next
 }
 /^end / {
 	status = $2; running = 0
-	if (plan && n != plan)
+	if (plan == 0)
+		result("fail", "has no such test")
+	else if (plan > 0 && n != plan)
 		result("fail", "has printed " n " of " plan " results")
 	else if (!n)
 		result(status == 0 ? "pass" : status == 4 ? "skip" : "fail",

@@ -38,6 +38,7 @@
 #include <linux/io_uring.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
 #include <linux/udmabuf.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -1345,6 +1346,109 @@ TEST(keeping_works_with_every_hugepage_size)
 }
 
 /*
+ * A ring of io_uring for one request at a time, and for one registered buffer: a
+ * long-term pin, as VFIO would have it.
+ */
+struct ring {
+	int fd;
+	void *mem;
+	struct io_uring_params params;
+	struct io_uring_sqe *sqe;
+};
+
+static bool make_ring(struct ring *r)
+{
+	size_t len;
+
+	memset(r, 0, sizeof(*r));
+	r->params.flags = IORING_SETUP_NO_SQARRAY;
+	r->fd = syscall(SYS_io_uring_setup, 1, &r->params);
+	if (r->fd < 0)
+		return false;
+	len = r->params.cq_off.cqes +
+	      r->params.cq_entries * sizeof(struct io_uring_cqe);
+	r->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
+		      IORING_OFF_SQ_RING);
+	r->sqe = mmap(NULL, sizeof(*r->sqe), PROT_READ | PROT_WRITE, MAP_SHARED,
+		      r->fd, IORING_OFF_SQES);
+	return r->mem != MAP_FAILED && r->sqe != MAP_FAILED;
+}
+
+static int register_buffer(struct ring *r, char *addr, size_t len)
+{
+	struct iovec iov = { .iov_base = addr, .iov_len = len };
+
+	return syscall(SYS_io_uring_register, r->fd, IORING_REGISTER_BUFFERS, &iov, 1);
+}
+
+/* Write a part of the registered buffer to @fd, or read it from there. */
+static int transfer_fixed(struct ring *r, int opcode, int fd, char *addr, size_t len)
+{
+	unsigned int *head = r->mem + r->params.cq_off.head;
+	unsigned int *mask = r->mem + r->params.cq_off.ring_mask;
+	struct io_uring_cqe *cqe = r->mem + r->params.cq_off.cqes;
+	unsigned int *tail = r->mem + r->params.sq_off.tail;
+	int ret;
+
+	memset(r->sqe, 0, sizeof(*r->sqe));
+	r->sqe->opcode = opcode;
+	r->sqe->fd = fd;
+	r->sqe->addr = (uintptr_t)addr;
+	r->sqe->len = len;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, r->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+		return -errno;
+	ret = cqe[*head & *mask].res;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	return ret;
+}
+
+static void destroy_ring(struct ring *r)
+{
+	/* The close leaves that to a worker. */
+	syscall(SYS_io_uring_register, r->fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+	munmap(r->sqe, sizeof(*r->sqe));
+	munmap(r->mem, r->params.cq_off.cqes +
+	       r->params.cq_entries * sizeof(struct io_uring_cqe));
+	close(r->fd);
+}
+
+/* A buffer that was registered before raw page @nr in it was lost. */
+static void expect_fixed_io(struct __test_metadata *_metadata, struct subject *s,
+			    struct ring *r, unsigned long nr)
+{
+	unsigned long ps = psize();
+	char *buf = malloc(2 * ps);
+	int fd;
+
+	ASSERT_NE(NULL, buf);
+	/* Through the page cache, so that it is the kernel that copies. */
+	fd = memfd_create("hugetlb-mfr", 0);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(-EFAULT, transfer_fixed(r, IORING_OP_WRITE_FIXED, fd,
+					  raw_page(s, nr), ps));
+	EXPECT_EQ(-EFAULT, transfer_fixed(r, IORING_OP_WRITE_FIXED, fd,
+					  raw_page(s, nr) + ps - 1, 2));
+	EXPECT_EQ(2 * ps, transfer_fixed(r, IORING_OP_WRITE_FIXED, fd,
+					 raw_page(s, nr - 2), 2 * ps));
+	EXPECT_EQ(2 * ps, pread(fd, buf, 2 * ps, 0));
+	EXPECT_TRUE(page_is_intact(buf, nr - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+
+	EXPECT_EQ(-EFAULT, transfer_fixed(r, IORING_OP_READ_FIXED, fd,
+					  raw_page(s, nr - 1), 2 * ps));
+	EXPECT_EQ(2 * ps, transfer_fixed(r, IORING_OP_READ_FIXED, fd,
+					 raw_page(s, nr + 1), 2 * ps));
+	EXPECT_EQ(2 * ps, transfer_fixed(r, IORING_OP_WRITE_FIXED, fd,
+					 raw_page(s, nr + 1), 2 * ps));
+	EXPECT_EQ(2 * ps, pread(fd, buf, 2 * ps, 0));
+	EXPECT_TRUE(page_is_intact(buf, nr - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+	close(fd);
+	free(buf);
+}
+
+/*
  * One kept hugepage
  */
 
@@ -2110,40 +2214,25 @@ TEST_F_TIMEOUT(kept, a_shared_futex_can_be_anywhere_but_in_the_lost_page, SLOW)
 	EXPECT_EQ(EAGAIN, errno);
 }
 
-/* A ring of io_uring that holds a long-term pin of pages, as VFIO would. */
-static int pin_long_term(int ring, char *addr, size_t len)
-{
-	struct iovec iov = { .iov_base = addr, .iov_len = len };
-
-	return syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &iov, 1);
-}
-
-static int make_ring(void)
-{
-	struct io_uring_params params = {};
-
-	return syscall(SYS_io_uring_setup, 1, &params);
-}
-
 TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
 	unsigned long ps = psize();
-	int ring = make_ring();
+	struct ring r;
 
-	if (ring < 0)
+	if (!make_ring(&r))
 		SKIP(return, "needs io_uring");
 	lose(_metadata, s, nr);
 
 	errno = 0;
-	EXPECT_EQ(-1, pin_long_term(ring, raw_page(s, nr), ps));
+	EXPECT_EQ(-1, register_buffer(&r, raw_page(s, nr), ps));
 	EXPECT_EQ(EFAULT, errno);
 	errno = 0;
-	EXPECT_EQ(-1, pin_long_term(ring, raw_page(s, nr - 2), 4 * ps));
+	EXPECT_EQ(-1, register_buffer(&r, raw_page(s, nr - 2), 4 * ps));
 	EXPECT_EQ(EFAULT, errno);
-	EXPECT_EQ(0, pin_long_term(ring, raw_page(s, 0), nr * ps));
-	close(ring);
+	EXPECT_EQ(0, register_buffer(&r, raw_page(s, 0), nr * ps));
+	destroy_ring(&r);
 
 	/* What did not come about holds nothing. */
 	unmap_file(s);
@@ -2151,15 +2240,29 @@ TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
 	expect_released(_metadata, s);
 }
 
+TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct ring r;
+
+	if (!make_ring(&r))
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	lose(_metadata, s, nr);
+	expect_fixed_io(_metadata, s, &r, nr);
+	destroy_ring(&r);
+}
+
 TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
-	int ring = make_ring();
+	struct ring r;
 
-	if (ring < 0)
+	if (!make_ring(&r))
 		SKIP(return, "needs io_uring");
-	ASSERT_EQ(0, pin_long_term(ring, raw_page(s, nr - 1), 3 * psize()));
+	ASSERT_EQ(0, register_buffer(&r, raw_page(s, nr - 1), 3 * psize()));
 	lose(_metadata, s, nr);
 
 	unmap_file(s);
@@ -2168,12 +2271,11 @@ TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
 	expect_pool(_metadata, s, 0, 1);
 	expect_corrupted(_metadata, s);
 	/* Also what is lost now is known at the end. */
-	s->map = NULL;
 	note_lost(_metadata, s, nr + 5);
 	EXPECT_EQ(0, inject_corrupt_pfn(NULL, raw_pfn(s, nr + 5)));
 	expect_corrupted(_metadata, s);
 
-	EXPECT_EQ(0, close(ring));
+	destroy_ring(&r);
 	expect_released(_metadata, s);
 }
 
@@ -2327,17 +2429,57 @@ TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
 	expect_released(_metadata, s);
 }
 
-/* Isolated for a migration that will be refused, again and again. */
+/* Move the page at @addr to @node; if that is -1, return the node it is on. */
+static int move_page(char *addr, int node)
+{
+	void *page = addr;
+	int status = -1;
+
+	if (syscall(SYS_move_pages, 0, 1UL, &page, node < 0 ? NULL : &node, &status,
+		    MPOL_MF_MOVE) < 0)
+		return -errno;
+	return status;
+}
+
+/* Let the memory of a mapping come from @node, if there are nodes. */
+static void bind_to_node(char *addr, size_t len, int node)
+{
+	unsigned long nodes = 1UL << node;
+
+	if (node >= 0)
+		syscall(SYS_mbind, addr, len, MPOL_BIND, &nodes, sizeof(nodes) * 8, 0);
+}
+
+/* A node with memory beside @node, or -1. */
+static int other_node(int node)
+{
+	char nodes[256];
+	int first, last;
+
+	if (read_text("/sys/devices/system/node/has_memory", nodes, sizeof(nodes)) <= 0 ||
+	    sscanf(nodes, "%d%*[,-]%d", &first, &last) != 2)
+		return -1;
+	return node == first ? last : first;
+}
+
+/* A migration isolates it, is refused, and gives it back, over and over. */
 TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long nr_errors = s->injector->for_real ? 10 : 500;
+	/* Machine checks take their time. */
+	unsigned long nr_errors = s->injector->for_real ? 50 : 500;
 	unsigned long i;
-	long enabled;
+	int node, other;
 	pid_t pid;
 
-	if (!read_long(SOFT_OFFLINE, &enabled) || !enabled)
-		SKIP(return, "soft offlining is off: vm.enable_soft_offline is 0");
+	node = move_page(s->map, -1);
+	ASSERT_LE(0, node);
+	other = other_node(node);
+	if (other < 0)
+		SKIP(return, "needs two nodes with memory");
+	/* Migration interrupts all CPUs, so nobody can be a victim. */
+	if (s->injector == &by_mce)
+		s->injector = &by_scrub;
 
 	lose(_metadata, s, 0);
 	pid = fork_helper();
@@ -2345,7 +2487,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	if (!pid) {
 		FORCE_READ(*raw_page(s, s->nr_raw - 1));
 		for (;;)
-			madvise(raw_page(s, s->nr_raw - 1), psize(), MADV_SOFT_OFFLINE);
+			move_page(raw_page(s, s->nr_raw - 1), other);
 	}
 	for (i = 1; i <= nr_errors; i++)
 		lose(_metadata, s, i);
@@ -2566,6 +2708,7 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 	unsigned long i;
 	size_t len;
 	char *map;
+	int node;
 
 	if (!pool_exists(SZ_2M))
 		SKIP(return, "no hugepages of 2 MiB here");
@@ -2577,6 +2720,7 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 		SKIP(return, "needs %ld MiB of free memory", (keep_kb >> 10) + 256);
 	ASSERT_TRUE(write_long("/proc/self/oom_score_adj", 1000));
 
+	node = move_page(s->map, -1);
 	lose_spots(_metadata, s);
 	unmap_file(s);
 	ASSERT_EQ(0, ftruncate(s->fd, 0));
@@ -2589,6 +2733,7 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	madvise(map, len, MADV_NOHUGEPAGE);
+	bind_to_node(map, len, node);
 	ASSERT_EQ(0, madvise(map, len, MADV_POPULATE_WRITE));
 	expect_out_of_use(_metadata, s, 0);
 	nr_ours = nr_handed_out(_metadata, s, map, len);
@@ -3073,6 +3218,26 @@ TEST_F_TIMEOUT(plain, punching_parts_spares_the_lost_page, SLOW)
 	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
 	EXPECT_TRUE(page_is_zero(buf));
 	free(buf);
+}
+
+TEST_F_TIMEOUT(plain, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct ring r;
+
+	/* The same series has put it right. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (!make_ring(&r))
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	/* Whatever the kernel says of a hugepage that somebody has pinned. */
+	note_lost(_metadata, s, nr);
+	inject(s, nr);
+	EXPECT_FALSE(is_mapped(s->map));
+	expect_fixed_io(_metadata, s, &r, nr);
+	destroy_ring(&r);
 }
 
 TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
