@@ -26,9 +26,10 @@ append="$append hung_task_panic=1 softlockup_panic=1"
 # those itself: it has a line to its own monitor.
 append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
 append="$append tsc=reliable mce=ignore_ce"
+# (With ERMS the kernel clears and copies memory by the byte, which is slow here.)
 case $name in
 *-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
-*)	cpu=Skylake-Server ;;
+*)	cpu=Skylake-Server,-erms ;;
 esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
