@@ -2438,7 +2438,7 @@ static int move_page(char *addr, int node)
 	int status = -1;
 
 	if (syscall(SYS_move_pages, 0, 1UL, &page, node < 0 ? NULL : &node, &status,
-		    MPOL_MF_MOVE) < 0)
+		    MPOL_MF_MOVE_ALL) < 0)
 		return -errno;
 	return status;
 }
