@@ -1155,6 +1155,17 @@ static int punch(struct subject *s, off_t start, off_t len)
 	return fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len);
 }
 
+/* End a child that would never end by itself. It must not have died before. */
+static void kill_child(struct __test_metadata *_metadata, pid_t pid)
+{
+	int status;
+
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
 static void wait_for_child(struct __test_metadata *_metadata, pid_t pid)
 {
 	int status;
@@ -2146,6 +2157,14 @@ TEST_F_TIMEOUT(kept, populating_goes_on_across_lost_pages, SLOW)
 		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 		EXPECT_EQ(0, madvise(s->map, s->size, advice));
 	}
+	/* And where only lost ones are left. */
+	lose(_metadata, s, s->nr_raw - 1);
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_EQ(0, madvise(raw_page(s, s->nr_raw - 1), psize(), MADV_POPULATE_READ));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+
 	unmap_file(s);
 	s->map = map_file(s, MAP_SHARED | MAP_POPULATE);
 	ASSERT_NE(NULL, s->map);
@@ -2246,14 +2265,26 @@ TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
-	struct ring r;
+	struct ring all, part, one;
+	int fd;
 
-	if (!make_ring(&r))
+	if (!make_ring(&all) || !make_ring(&part) || !make_ring(&one))
 		SKIP(return, "needs io_uring");
-	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	ASSERT_EQ(0, register_buffer(&all, s->map, s->size));
+	/* One that begins inside the hugepage, and one that is the page itself. */
+	ASSERT_EQ(0, register_buffer(&part, raw_page(s, nr - 2), 5 * psize()));
+	ASSERT_EQ(0, register_buffer(&one, raw_page(s, nr), psize()));
 	lose(_metadata, s, nr);
-	expect_fixed_io(_metadata, s, &r, nr);
-	destroy_ring(&r);
+	expect_fixed_io(_metadata, s, &all, nr);
+	expect_fixed_io(_metadata, s, &part, nr);
+	fd = memfd_create("hugetlb-mfr", 0);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(-EFAULT, transfer_fixed(&one, IORING_OP_WRITE_FIXED, fd,
+					  raw_page(s, nr) + 8, 8));
+	close(fd);
+	destroy_ring(&all);
+	destroy_ring(&part);
+	destroy_ring(&one);
 }
 
 TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
@@ -2322,7 +2353,7 @@ TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
 	struct subject *s = &self->s;
 	struct rlimit limit = { .rlim_cur = CORE_SIZE, .rlim_max = CORE_SIZE };
 	char dir[] = "/tmp/hugetlb-mfr.XXXXXX";
-	char path[sizeof(dir) + 8];
+	char path[sizeof(dir) + 32];
 	unsigned long nr = 5, ps = psize();
 	ssize_t len, at = 0;
 	char *core;
@@ -2333,7 +2364,8 @@ TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
 	ASSERT_NE(NULL, core);
 	lose(_metadata, s, nr);
 	ASSERT_NE(NULL, mkdtemp(dir));
-	sprintf(path, "%s/core", dir);
+	/* With a %p nothing is added to it. */
+	sprintf(path, "%s/core.%%p", dir);
 	if (!write_text(CORE_PATTERN, path)) {
 		rmdir(dir);
 		SKIP(return, "needs CONFIG_COREDUMP");
@@ -2352,6 +2384,7 @@ TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFSIGNALED(status));
 	EXPECT_EQ(SIGABRT, WTERMSIG(status));
+	sprintf(path, "%s/core.%d", dir, pid);
 	len = read_text(path, core, CORE_SIZE + 1);
 	unlink(path);
 	rmdir(dir);
@@ -2376,13 +2409,14 @@ TEST_F_TIMEOUT(kept, punching_parts_does_not_lock_up_with_errors, SLOW)
 
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
-	if (!pid)
+	if (!pid) {
 		while (!punch(s, 0, psize()))
 			;
+		_exit(1);
+	}
 	for (i = 1; i <= nr_errors; i++)
 		lose(_metadata, s, i);
-	kill(pid, SIGKILL);
-	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	kill_child(_metadata, pid);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
@@ -2468,8 +2502,7 @@ static int other_node(int node)
 TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long nr_errors = s->injector->for_real ? 50 : 500;
-	unsigned long i;
+	unsigned long i, before, *refused;
 	int node, other;
 	pid_t pid;
 
@@ -2481,19 +2514,27 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	/* Migration interrupts all CPUs, so nobody can be a victim. */
 	if (s->injector == &by_mce)
 		s->injector = &by_pfn;
+	refused = alloc_shared(psize());
+	ASSERT_NE(NULL, refused);
 
 	lose(_metadata, s, 0);
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		FORCE_READ(*raw_page(s, s->nr_raw - 1));
-		for (;;)
-			move_page(raw_page(s, s->nr_raw - 1), other);
+		/* What can't be isolated has a status, what can't be moved has none. */
+		while (move_page(raw_page(s, s->nr_raw - 1), other) == -1)
+			__atomic_add_fetch(refused, 1, __ATOMIC_RELAXED);
+		_exit(1);
 	}
-	for (i = 1; i <= nr_errors; i++)
+	for (i = 0; i < 1000 && !__atomic_load_n(refused, __ATOMIC_RELAXED); i++)
+		usleep(10000);
+	before = *refused;
+	EXPECT_LT(0, before);
+	for (i = 1; i <= (s->injector->for_real ? 50 : 500); i++)
 		lose(_metadata, s, i);
-	kill(pid, SIGKILL);
-	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	EXPECT_LT(before, *refused);
+	kill_child(_metadata, pid);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	EXPECT_EQ(0, nr_changed_pages(s));
 
@@ -2949,8 +2990,12 @@ FIXTURE_VARIANT_ADD(two_victims, mce_1g)
 
 FIXTURE_SETUP(two_victims)
 {
+	int cpu[2];
+
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (mce_cpus(cpu) && cpu[0] == cpu[1])
+		SKIP(return, "needs two CPUs without ticks");
 	setup_subject(_metadata, &self->s, variant->size, &by_mce, 1);
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);

@@ -255,7 +255,11 @@ static inline void mce_suffer(enum mce_kind kind, struct mce_victim *victim)
 	sched_getaffinity(0, sizeof(before), &before);
 	CPU_ZERO(&one);
 	CPU_SET(victim->cpu, &one);
-	sched_setaffinity(0, sizeof(one), &one);
+	if (sched_setaffinity(0, sizeof(one), &one)) {
+		victim->error = -errno;
+		victim->over = true;
+		return;
+	}
 
 	victim->error = 0;
 	if (!sigsetjmp(mce_after_signal, 1)) {
