@@ -2503,7 +2503,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i, before, *refused;
-	int node, other;
+	int node, other, status;
 	pid_t pid;
 
 	node = move_page(s->map, -1);
@@ -2522,9 +2522,11 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		FORCE_READ(*raw_page(s, s->nr_raw - 1));
-		/* What can't be isolated has a status, what can't be moved has none. */
-		while (move_page(raw_page(s, s->nr_raw - 1), other) == -1)
+		/* If it can't be isolated there is a status; all else comes later. */
+		do {
+			status = move_page(raw_page(s, s->nr_raw - 1), other);
 			__atomic_add_fetch(refused, 1, __ATOMIC_RELAXED);
+		} while (status == -1 || status == -ENOMEM);
 		_exit(1);
 	}
 	for (i = 0; i < 1000 && !__atomic_load_n(refused, __ATOMIC_RELAXED); i++)
