@@ -150,8 +150,9 @@ int main(int argc, char **argv)
 	/*
 	 * Serve on: all memory that the program doesn't know as lost. The
 	 * emulated hardware doesn't refuse a page once the machine check is
-	 * over, so the pages that were hit are left out, as a VMM does. A signal for more than a page
-	 * is believed as far as the next 2 MiB, and tried again there.
+	 * over, so the pages that were hit are left out, as a VMM does. A signal
+	 * for more than a page is believed as far as the next 2 MiB, and tried
+	 * again there.
 	 */
 	for (i = 0; i < pages; i++) {
 		unsigned char *p = mem + i * PAGE;
