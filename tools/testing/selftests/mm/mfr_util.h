@@ -1,0 +1,1338 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the tests of memory failure recovery have in common: ways to lose memory, a
+ * file whose hugepages are lost in part, and what must hold for it.
+ *
+ * Words: a raw page is one small page of a hugepage.  A lost page is a raw page
+ * with an uncorrected error.  A kept hugepage belongs to a file made with
+ * MFD_MF_KEEP_UE_MAPPED.
+ *
+ * The tests size the pools themselves and put them back.  All that was poisoned is
+ * recorded in a ledger and unpoisoned when a test has ended, however it did.
+ */
+#ifndef _SELFTESTS_MM_MFR_UTIL_H
+#define _SELFTESTS_MM_MFR_UTIL_H
+
+#include "../kselftest_harness.h"
+#include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/io_uring.h>
+#include <linux/memfd.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "machine_check.h"
+#include "vm_util.h"
+
+#ifndef MFD_MF_KEEP_UE_MAPPED
+#define MFD_MF_KEEP_UE_MAPPED	0x0020U
+#endif
+
+#define KPF_LRU			BIT_ULL(5)
+#define KPF_SLAB		BIT_ULL(7)
+#define KPF_BUDDY		BIT_ULL(10)
+#define KPF_MMAP		BIT_ULL(11)
+#define KPF_ANON		BIT_ULL(12)
+#define KPF_SWAPBACKED		BIT_ULL(14)
+#define KPF_HUGE		BIT_ULL(17)
+#define KPF_PGTABLE		BIT_ULL(26)
+
+/* A page that shows one of these was free and has found a user since. */
+#define KPF_IN_USE		(KPF_LRU | KPF_SLAB | KPF_MMAP | KPF_ANON | \
+				 KPF_SWAPBACKED | KPF_HUGE | KPF_PGTABLE)
+
+#define SYSFS_HUGEPAGES		"/sys/kernel/mm/hugepages"
+#define DEBUGFS_HWPOISON	"/sys/kernel/debug/hwpoison"
+#define DEBUGFS_CORRUPT_PFN	DEBUGFS_HWPOISON "/corrupt-pfn"
+#define DEBUGFS_UNPOISON_PFN	DEBUGFS_HWPOISON "/unpoison-pfn"
+#define DEBUGFS_FILTER_ENABLE	DEBUGFS_HWPOISON "/corrupt-filter-enable"
+#define DEBUGFS_FILTER_MAJOR	DEBUGFS_HWPOISON "/corrupt-filter-dev-major"
+#define MF_RECOVERY		"/proc/sys/vm/memory_failure_recovery"
+#define SOFT_OFFLINE		"/proc/sys/vm/enable_soft_offline"
+#define SOFT_OFFLINE_PAGE	"/sys/devices/system/memory/soft_offline_page"
+#define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
+#define CORE_PATTERN		"/proc/sys/kernel/core_pattern"
+#define TRACING			"/sys/kernel/tracing/instances/hugetlb-mfr"
+
+#define SZ_2M			(2UL << 20)
+#define SZ_1G			(512 * SZ_2M)
+
+/* Clearing 1 GiB alone takes seconds on an emulated CPU. */
+#define SLOW			120
+
+/* More than one folio batch, so that a truncation needs several of them. */
+#define NR_TRUNCATED		40
+
+#define MAX_POISON		1024
+#define MAX_SIZES		16
+
+/*
+ * State that outlives a test: what is poisoned now and how the pools were.  It
+ * is shared with all tests, so that a test that dies or runs out of time leaves
+ * nothing behind.
+ */
+static struct ledger {
+	unsigned long corrupted;	/* HardwareCorrupted when it was empty */
+	unsigned int nr_poison;
+	struct {
+		unsigned long pfn;
+		unsigned long head;
+	} poison[MAX_POISON];
+	unsigned int nr_sizes;
+	struct {
+		unsigned long size;
+		long nr;
+		long overcommit;
+	} saved[MAX_SIZES];
+	long filter_enable;
+	long filter_major;
+	char core_pattern[160];
+	int monitor;			/* line to the virtual machine's, or -1 */
+	bool for_ever;			/* a machine check: no unpoisoning any more */
+	pid_t owner;
+} *ledger;
+
+struct pool {
+	long nr;
+	long free;
+	long resv;
+	long surplus;
+};
+
+/*
+ * A way to lose a page.  MADV_HWPOISON and machine checks consume it in the
+ * calling thread, which must hear of it.  An error told by its page frame number
+ * was consumed by nobody, and only those hear of it who asked for early signals.
+ *
+ * A lost page can be lost again.  But MADV_HWPOISON doesn't get hold of it, and
+ * without having been consumed it is no news.
+ */
+struct injector {
+	int (*inject)(char *addr, unsigned long pfn);
+	int code;
+	int again;		/* what injecting into a lost page returns, */
+	int filtered;		/* and an error that the filter turns away */
+	bool again_is_heard;
+	bool for_real;
+};
+
+/* The hugepages under test. */
+struct subject {
+	const struct injector *injector;
+	unsigned long size;
+	unsigned long nr_raw;		/* raw pages in a hugepage */
+	unsigned long nr_huge;		/* hugepages in the file */
+	int fd;
+	char *map;
+	unsigned long *head;		/* first pfn of each hugepage */
+	bool *lost;			/* by raw page of the file */
+	unsigned long nr_lost;
+	uint64_t *flags;		/* room for a word on each raw page */
+	struct pool before;		/* with all hugepages of the test free */
+	unsigned long corrupted;	/* HardwareCorrupted at the start, in kB */
+};
+
+/* What the last SIGBUS to this thread said, and how many there were. */
+static __thread struct {
+	int nr;
+	int code;
+	int lsb;
+	uintptr_t addr;
+} heard;
+
+static atomic_bool accessing;
+static atomic_bool injecting;
+static sigjmp_buf access_jmp_buf;
+
+static inline void handle_sigbus(int sig, siginfo_t *si, void *ucontext)
+{
+	heard.nr++;
+	heard.code = si->si_code;
+	heard.lsb = si->si_addr_lsb;
+	heard.addr = (uintptr_t)si->si_addr;
+
+	mce_release_victim();
+	if (accessing)
+		siglongjmp(access_jmp_buf, 1);
+
+	/* An access that nobody expected to fail would fail for ever. */
+	if (!injecting && si->si_code != BUS_MCEERR_AO)
+		signal(SIGBUS, SIG_DFL);
+}
+
+static inline int setup_sighandler(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = handle_sigbus,
+		.sa_flags = SA_SIGINFO | SA_RESTART,
+	};
+
+	return sigaction(SIGBUS, &sa, NULL);
+}
+
+static inline bool try_access(char *ptr, bool write)
+{
+	bool failed;
+
+	heard.nr = 0;
+	failed = sigsetjmp(access_jmp_buf, 1) != 0;
+	if (!failed) {
+		accessing = true;
+		if (write)
+			__atomic_store_n(ptr, 'x', __ATOMIC_RELAXED);
+		else
+			FORCE_READ(*ptr);
+	}
+	accessing = false;
+	return !failed;
+}
+
+static inline bool try_read(char *ptr)
+{
+	return try_access(ptr, false);
+}
+
+static inline bool try_write(char *ptr)
+{
+	return try_access(ptr, true);
+}
+
+static inline int write_pfn(const char *path, unsigned long pfn)
+{
+	char buf[32];
+	int fd, len, ret;
+
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+
+	len = snprintf(buf, sizeof(buf), "0x%lx\n", pfn);
+	ret = write(fd, buf, len) == len ? 0 : -errno;
+	close(fd);
+	return ret;
+}
+
+static inline int inject_madvise(char *addr, unsigned long pfn)
+{
+	return madvise(addr, psize(), MADV_HWPOISON) ? -errno : 0;
+}
+
+static inline int inject_corrupt_pfn(char *addr, unsigned long pfn)
+{
+	return write_pfn(DEBUGFS_CORRUPT_PFN, pfn);
+}
+
+/* A machine check: this thread consumes the page. */
+static inline int consume(enum mce_kind kind, char *addr, unsigned long pfn)
+{
+	int cpu[2];
+
+	if (!mce_cpus(cpu))
+		return -ENODEV;
+
+	ledger->for_ever = true;
+	return mce_consume(ledger->monitor, kind, addr, pfn, cpu[0]);
+}
+
+static inline int inject_mce(char *addr, unsigned long pfn)
+{
+	return consume(MCE_LOAD, addr, pfn);
+}
+
+static inline int inject_fetch(char *addr, unsigned long pfn)
+{
+	return consume(MCE_FETCH, addr, pfn);
+}
+
+static inline int inject_broadcast(char *addr, unsigned long pfn)
+{
+	return consume(MCE_BROADCAST, addr, pfn);
+}
+
+static inline unsigned long hardware_corrupted(void);
+
+/* A machine check that tells of an error which nobody has consumed. */
+static inline int inject_scrub(char *addr, unsigned long pfn)
+{
+	unsigned long before = hardware_corrupted();
+	int i;
+
+	ledger->for_ever = true;
+	mce_scrub(ledger->monitor, pfn);
+
+	/* A worker deals with it, sends signals and counts. */
+	for (i = 0; i < 400 && hardware_corrupted() == before; i++)
+		usleep(2000);
+	return i < 400 ? 0 : -ETIMEDOUT;
+}
+
+static const struct injector by_madvise = {
+	.inject = inject_madvise,
+	.code = BUS_MCEERR_AR,
+	.again = -EFAULT,
+};
+
+static const struct injector by_pfn = {
+	.inject = inject_corrupt_pfn,
+	.code = BUS_MCEERR_AO,
+	.again = -EHWPOISON,
+};
+
+static const struct injector by_mce = {
+	.inject = inject_mce,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.filtered = -ETIMEDOUT,
+	.for_real = true,
+};
+
+static const struct injector by_fetch = {
+	.inject = inject_fetch,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.for_real = true,
+};
+
+static const struct injector by_broadcast = {
+	.inject = inject_broadcast,
+	.code = BUS_MCEERR_AR,
+	.again_is_heard = true,
+	.for_real = true,
+};
+
+static const struct injector by_scrub = {
+	.inject = inject_scrub,
+	.code = BUS_MCEERR_AO,
+	.again = -ETIMEDOUT,
+	.filtered = -ETIMEDOUT,
+	.for_real = true,
+};
+
+static inline bool read_long(const char *path, long *val)
+{
+	FILE *f = fopen(path, "r");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fscanf(f, "%ld", val) == 1;
+	fclose(f);
+	return ok;
+}
+
+static inline bool write_long(const char *path, long val)
+{
+	FILE *f = fopen(path, "w");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fprintf(f, "%ld", val) > 0;
+	return !fclose(f) && ok;
+}
+
+static inline ssize_t read_text(const char *path, char *buf, size_t len)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t ret;
+
+	if (fd < 0)
+		return -1;
+	ret = read(fd, buf, len - 1);
+	close(fd);
+	buf[ret > 0 ? ret : 0] = '\0';
+	return ret;
+}
+
+static inline bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+	return ok;
+}
+
+static inline const char *pool_path(unsigned long size, const char *name)
+{
+	static char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), SYSFS_HUGEPAGES "/hugepages-%lukB/%s",
+		 size >> 10, name);
+	return path;
+}
+
+static inline bool pool_exists(unsigned long size)
+{
+	return !access(pool_path(size, "nr_hugepages"), R_OK | W_OK);
+}
+
+static inline long pool_get(unsigned long size, const char *name)
+{
+	long val;
+
+	return read_long(pool_path(size, name), &val) ? val : -1;
+}
+
+static inline struct pool pool_read(unsigned long size)
+{
+	return (struct pool) {
+		.nr = pool_get(size, "nr_hugepages"),
+		.free = pool_get(size, "free_hugepages"),
+		.resv = pool_get(size, "resv_hugepages"),
+		.surplus = pool_get(size, "surplus_hugepages"),
+	};
+}
+
+/* The size of the hugepages that /proc/sys/vm is about. */
+static inline unsigned long default_size(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	unsigned long kb = 0;
+	char line[80];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "Hugepagesize: %lu kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb << 10;
+}
+
+/* Make @nr hugepages available that nobody has reserved. */
+static inline bool pool_grow(unsigned long size, long nr)
+{
+	struct pool pool = pool_read(size);
+	long missing = nr - (pool.free - pool.resv);
+
+	if (missing <= 0)
+		return true;
+
+	write_long(pool_path(size, "nr_hugepages"), pool.nr + missing);
+	pool = pool_read(size);
+	return pool.free - pool.resv >= nr;
+}
+
+static inline void save_settings(void)
+{
+	DIR *dir = opendir(SYSFS_HUGEPAGES);
+	struct dirent *entry;
+
+	while (dir && ledger->nr_sizes < MAX_SIZES) {
+		unsigned int i = ledger->nr_sizes;
+		unsigned long size;
+
+		entry = readdir(dir);
+		if (!entry)
+			break;
+		if (sscanf(entry->d_name, "hugepages-%lukB", &size) != 1)
+			continue;
+		size <<= 10;
+		ledger->saved[i].size = size;
+		ledger->saved[i].nr = pool_get(size, "nr_hugepages");
+		ledger->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
+		ledger->nr_sizes++;
+	}
+
+	if (dir)
+		closedir(dir);
+
+	read_text(CORE_PATTERN, ledger->core_pattern, sizeof(ledger->core_pattern));
+	if (!read_long(DEBUGFS_FILTER_ENABLE, &ledger->filter_enable) ||
+	    !read_long(DEBUGFS_FILTER_MAJOR, &ledger->filter_major))
+		ledger->filter_major = -1;
+}
+
+/* Let only errors in the memory of one device pass, which doesn't exist. */
+static inline bool filter_all_errors(void)
+{
+	return write_long(DEBUGFS_FILTER_MAJOR, 0xfff) &&
+	       write_long(DEBUGFS_FILTER_ENABLE, 1);
+}
+
+static inline void restore_filter(void)
+{
+	write_long(DEBUGFS_FILTER_ENABLE, ledger->filter_enable);
+	write_long(DEBUGFS_FILTER_MAJOR, ledger->filter_major);
+}
+
+/* What tests change beside pools and pages. */
+static inline void restore_settings(void)
+{
+	char now[sizeof(ledger->core_pattern)];
+
+	restore_filter();
+	if (read_text(CORE_PATTERN, now, sizeof(now)) > 0 &&
+	    strcmp(now, ledger->core_pattern))
+		write_text(CORE_PATTERN, ledger->core_pattern);
+	rmdir(TRACING);
+}
+
+static inline void restore_pool(unsigned long size, const char *name, long val)
+{
+	if (pool_get(size, name) != val)
+		write_long(pool_path(size, name), val);
+}
+
+static inline void restore_pools(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ledger->nr_sizes; i++) {
+		unsigned long size = ledger->saved[i].size;
+
+		restore_pool(size, "nr_overcommit_hugepages", ledger->saved[i].overcommit);
+		restore_pool(size, "nr_hugepages", ledger->saved[i].nr);
+	}
+}
+
+/* Read the kpageflags of @nr page frames. */
+static inline bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t *flags)
+{
+	size_t len = nr * sizeof(*flags);
+	ssize_t ret;
+	int fd;
+
+	fd = open("/proc/kpageflags", O_RDONLY);
+	if (fd < 0)
+		return false;
+	ret = pread(fd, flags, len, pfn * sizeof(*flags));
+	close(fd);
+	return ret == (ssize_t)len;
+}
+
+static inline bool is_poisoned(unsigned long pfn)
+{
+	uint64_t flags = 0;
+
+	return read_kpageflags(pfn, 1, &flags) && (flags & KPF_HWPOISON);
+}
+
+/* The pfn that @addr is mapped to, or -1UL. */
+static inline unsigned long mapped_pfn(char *addr)
+{
+	unsigned long pfn;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return -1UL;
+	pfn = pagemap_get_pfn(fd, addr);
+	close(fd);
+	return pfn;
+}
+
+static inline bool is_mapped(char *addr)
+{
+	return mapped_pfn(addr) != -1UL;
+}
+
+static inline unsigned long hardware_corrupted(void)
+{
+	unsigned long kb;
+
+	return get_hardware_corrupted_size(&kb) ? -1UL : kb;
+}
+
+/*
+ * Give back whatever is still poisoned: a plain hugepage as a whole through its
+ * first page, the lost pages of a released kept one each for itself.  A process
+ * that was just killed may still hold them, or be about to release them: only
+ * the counter tells when that is done.  Returns how many kB resisted.
+ */
+static inline long settle_ledger(void)
+{
+	unsigned int i, tries;
+
+	for (tries = 0; ledger->nr_poison && !ledger->for_ever && tries < 250; tries++) {
+		if (tries)
+			usleep(20000);
+		for (i = 0; i < ledger->nr_poison; i++)
+			if (!is_poisoned(ledger->poison[i].pfn) ||
+			    unpoison_memory(ledger->poison[i].pfn))
+				if (is_poisoned(ledger->poison[i].head))
+					unpoison_memory(ledger->poison[i].head);
+		if (hardware_corrupted() == ledger->corrupted)
+			break;
+	}
+
+	if (!ledger->nr_poison)
+		return 0;
+	ledger->nr_poison = 0;
+	return ledger->for_ever ? 0 : hardware_corrupted() - ledger->corrupted;
+}
+
+/* Before the page is poisoned, for the test may not come back from it. */
+static inline bool note_poison(unsigned long pfn, unsigned long head)
+{
+	if (ledger->nr_poison >= MAX_POISON)
+		return false;
+
+	if (!ledger->nr_poison)
+		ledger->corrupted = hardware_corrupted();
+	ledger->poison[ledger->nr_poison].pfn = pfn;
+	ledger->poison[ledger->nr_poison].head = head;
+	ledger->nr_poison++;
+	return true;
+}
+
+static inline int create_memfd(unsigned long size, unsigned int flags)
+{
+	unsigned int log2 = __builtin_ctzl(size);
+
+	return memfd_create("hugetlb-mfr", MFD_HUGETLB | flags | log2 << MFD_HUGE_SHIFT);
+}
+
+static inline bool kernel_can_keep(void)
+{
+	int fd = memfd_create("hugetlb-mfr", MFD_HUGETLB | MFD_MF_KEEP_UE_MAPPED);
+
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+static inline char *map_file(struct subject *s, int flags)
+{
+	char *map = mmap(NULL, s->nr_huge * s->size, PROT_READ | PROT_WRITE,
+			 flags, s->fd, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
+static inline void unmap_file(struct subject *s)
+{
+	munmap(s->map, s->nr_huge * s->size);
+	s->map = NULL;
+}
+
+/* Every word of the file differs, so that a misplaced page can't go unseen. */
+static inline void fill(struct subject *s)
+{
+	uint64_t *word = (uint64_t *)s->map;
+	unsigned long i;
+
+	for (i = 0; i < s->nr_huge * s->size / sizeof(*word); i++)
+		word[i] = i ^ 0xa5a5a5a5a5a5a5a5;
+}
+
+static inline bool page_is_intact(const char *page, unsigned long nr)
+{
+	unsigned long nr_words = psize() / sizeof(uint64_t);
+	const uint64_t *word = (const uint64_t *)page;
+	unsigned long i;
+
+	for (i = 0; i < nr_words; i++)
+		if (word[i] != ((nr * nr_words + i) ^ 0xa5a5a5a5a5a5a5a5))
+			return false;
+	return true;
+}
+
+static inline bool page_is_zero(const char *page)
+{
+	unsigned int i;
+
+	for (i = 0; i < psize(); i++)
+		if (page[i])
+			return false;
+	return true;
+}
+
+/* Compare each byte that was not lost.  Returns how many raw pages changed. */
+static inline unsigned long nr_changed_pages(struct subject *s)
+{
+	unsigned long i, nr = 0;
+
+	for (i = 0; i < s->nr_huge * s->nr_raw; i++)
+		if (!s->lost[i] && !page_is_intact(s->map + i * psize(), i))
+			nr++;
+	return nr;
+}
+
+static inline char *raw_page(struct subject *s, unsigned long nr)
+{
+	return s->map + nr * psize();
+}
+
+static inline unsigned long raw_pfn(struct subject *s, unsigned long nr)
+{
+	return s->head[nr / s->nr_raw] + nr % s->nr_raw;
+}
+
+/*
+ * Whatever kept file is under test, is hugepage @nr at @map still one entry of
+ * the page table?  hugetlb maps nothing but whole hugepages: if each raw page
+ * is present in its place and belongs to a hugepage, nothing was unmapped,
+ * split or moved.
+ */
+static inline bool is_mapped_huge(struct subject *s, char *map, unsigned long nr)
+{
+	const size_t len = s->nr_raw * sizeof(*s->flags);
+	const uintptr_t addr = (uintptr_t)map + nr * s->size;
+	unsigned long i;
+	ssize_t ret;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return false;
+	ret = pread(fd, s->flags, len, addr / psize() * sizeof(*s->flags));
+	close(fd);
+	if (ret != (ssize_t)len)
+		return false;
+	for (i = 0; i < s->nr_raw; i++)
+		if (!PAGEMAP_PRESENT(s->flags[i]) ||
+		    PAGEMAP_PFN(s->flags[i]) != s->head[nr] + i)
+			return false;
+
+	if (!read_kpageflags(s->head[nr], s->nr_raw, s->flags))
+		return false;
+	for (i = 0; i < s->nr_raw; i++)
+		if (!(s->flags[i] & KPF_HUGE))
+			return false;
+	return true;
+}
+
+static inline void *alloc_shared(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Prepare for @nr_huge hugepages of @size, without making the file. */
+static inline void setup_subject(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long size, const struct injector *injector,
+			  unsigned long nr_huge)
+{
+	struct rlimit no_core = {};
+	long recovery;
+	int cpu[2];
+
+	s->size = size;
+	s->nr_raw = size / psize();
+	s->nr_huge = nr_huge;
+	s->injector = injector;
+	s->fd = -1;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	if (access(DEBUGFS_CORRUPT_PFN, W_OK) || access(DEBUGFS_UNPOISON_PFN, W_OK))
+		SKIP(return, "needs debugfs and hwpoison-inject");
+	if (access("/proc/kpageflags", R_OK))
+		SKIP(return, "needs CONFIG_PROC_PAGE_MONITOR");
+	if (read_long(MF_RECOVERY, &recovery) && !recovery)
+		SKIP(return, "an error would panic: vm.memory_failure_recovery is 0");
+	if (injector->for_real && ledger->monitor < 0)
+		SKIP(return, "needs the monitor of a virtual machine, see machine_check.h");
+	if (injector->for_real && access(SOFT_OFFLINE_PAGE, W_OK))
+		SKIP(return, "needs CONFIG_MEMORY_FAILURE's soft_offline_page");
+	if ((injector == &by_scrub || injector == &by_broadcast) && mce_on_amd())
+		SKIP(return, "not a machine check on AMD's CPUs");
+	if (injector->for_real && !mce_cpus(cpu))
+		SKIP(return, "needs CPUs without ticks: nohz_full, isolcpus");
+	if (!injector->for_real && ledger->for_ever)
+		SKIP(return, "a machine check has disabled unpoisoning");
+	if (!pool_exists(size))
+		SKIP(return, "no hugepages of %lu kB here", size >> 10);
+
+	/* A test that ran out of time has not cleaned up. */
+	restore_settings();
+	settle_ledger();
+	restore_pools();
+
+	if (!pool_grow(size, nr_huge)) {
+		restore_pools();
+		SKIP(return, "can't get %lu hugepages of %lu kB", nr_huge, size >> 10);
+	}
+
+	ASSERT_EQ(0, setrlimit(RLIMIT_CORE, &no_core));
+	ASSERT_EQ(0, setup_sighandler());
+	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+
+	s->head = alloc_shared(nr_huge * sizeof(*s->head));
+	s->lost = alloc_shared(nr_huge * s->nr_raw);
+	s->flags = alloc_shared(s->nr_raw * sizeof(*s->flags));
+	ASSERT_NE(NULL, s->head);
+	ASSERT_NE(NULL, s->lost);
+	ASSERT_NE(NULL, s->flags);
+
+	s->before = pool_read(size);
+	s->corrupted = hardware_corrupted();
+	ASSERT_NE(-1UL, s->corrupted);
+}
+
+static inline void open_subject(struct __test_metadata *_metadata, struct subject *s,
+			 unsigned int flags)
+{
+	unsigned long i;
+
+	s->fd = create_memfd(s->size, flags);
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	fill(s);
+
+	for (i = 0; i < s->nr_huge; i++) {
+		s->head[i] = mapped_pfn(s->map + i * s->size);
+		ASSERT_NE(-1UL, s->head[i]);
+		/* No frame number, no injection: lockdown or a user namespace. */
+		ASSERT_NE(0, s->head[i]);
+	}
+}
+
+/* Runs in the parent when the test and all it held is gone. */
+static inline void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
+{
+	restore_settings();
+	EXPECT_EQ(0, settle_ledger());
+	if (!ledger->for_ever)
+		EXPECT_EQ(s->corrupted, hardware_corrupted());
+	restore_pools();
+}
+
+/* Get @nr hugepages more, beside those of the file. */
+static inline bool need_more_hugepages(struct subject *s, long nr)
+{
+	if (!pool_grow(s->size, nr))
+		return false;
+
+	s->before = pool_read(s->size);
+	s->before.free += s->nr_huge;
+	return true;
+}
+
+static inline void expect_sigbus(struct __test_metadata *_metadata, int code, char *addr,
+			  unsigned int lsb)
+{
+	EXPECT_EQ(1, heard.nr);
+	EXPECT_EQ(code, heard.code);
+	EXPECT_EQ((uintptr_t)addr, heard.addr);
+	EXPECT_EQ(lsb, heard.lsb);
+}
+
+/* A fault tells the address it happened at, somewhere in the lost page. */
+static inline void expect_fault_in(struct __test_metadata *_metadata, char *page)
+{
+	EXPECT_EQ(1, heard.nr);
+	EXPECT_EQ(BUS_MCEERR_AR, heard.code);
+	EXPECT_EQ((uintptr_t)page, heard.addr & ~((uintptr_t)psize() - 1));
+	EXPECT_EQ(pshift(), heard.lsb);
+}
+
+static inline void expect_corrupted(struct __test_metadata *_metadata, struct subject *s)
+{
+	EXPECT_EQ(s->corrupted + s->nr_lost * (psize() >> 10), hardware_corrupted());
+}
+
+/* Compare a pool with how it was before, less @gone hugepages, @used in use. */
+static inline void expect_pool(struct __test_metadata *_metadata, struct subject *s,
+			long gone, long used)
+{
+	struct pool pool = pool_read(s->size);
+
+	EXPECT_EQ(s->before.nr - gone, pool.nr);
+	EXPECT_EQ(s->before.free - gone - used, pool.free);
+	EXPECT_EQ(s->before.resv, pool.resv);
+	EXPECT_EQ(s->before.surplus, pool.surplus);
+}
+
+static inline int inject(struct subject *s, unsigned long nr)
+{
+	int ret;
+
+	heard.nr = 0;
+	injecting = true;
+	ret = s->injector->inject(s->map ? raw_page(s, nr) : NULL, raw_pfn(s, nr));
+	injecting = false;
+	return ret;
+}
+
+static inline void note_lost(struct __test_metadata *_metadata, struct subject *s,
+		      unsigned long nr)
+{
+	ASSERT_FALSE(s->lost[nr]);
+	ASSERT_TRUE(note_poison(raw_pfn(s, nr), s->head[nr / s->nr_raw]));
+	s->lost[nr] = true;
+	s->nr_lost++;
+}
+
+/* Lose raw page @nr of a kept file: one exact signal, one page more lost. */
+static inline void lose(struct __test_metadata *_metadata, struct subject *s,
+		 unsigned long nr)
+{
+	note_lost(_metadata, s, nr);
+	ASSERT_EQ(0, inject(s, nr));
+	if (s->map)
+		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
+	else
+		EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+	/* One page that went wrong says enough. */
+	if (_metadata->exit_code)
+		ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+}
+
+/* Lose raw page @nr of a file without the flag: the signal means all of it. */
+static inline void lose_hugepage(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long nr)
+{
+	note_lost(_metadata, s, nr);
+	ASSERT_EQ(0, inject(s, nr));
+	expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
+		      __builtin_ctzl(s->size));
+	expect_corrupted(_metadata, s);
+}
+
+#define NR_SPOTS	8
+
+/* Places in a hugepage where a mistake would show. */
+static inline unsigned long spot(struct subject *s, unsigned int i)
+{
+	unsigned long nr = s->nr_raw;
+	unsigned long line = s->size > SZ_2M ? SZ_2M / psize() : nr / 4;
+	const unsigned long spots[NR_SPOTS] = {
+		0, nr - 1,		/* head and last page */
+		line - 1, line,		/* both sides of a 2 MiB line */
+		1, nr - 2,
+		nr / 2, nr / 2 + 3,
+	};
+
+	return spots[i];
+}
+
+/* An error that the filter turns away has not happened. */
+static inline void expect_filtered(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long nr)
+{
+	ASSERT_TRUE(note_poison(raw_pfn(s, nr), s->head[nr / s->nr_raw]));
+	ASSERT_TRUE(filter_all_errors());
+	EXPECT_EQ(s->injector->filtered, inject(s, nr));
+	restore_filter();
+
+	EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+	EXPECT_FALSE(is_poisoned(raw_pfn(s, nr)));
+	EXPECT_FALSE(is_poisoned(s->head[nr / s->nr_raw]));
+	EXPECT_TRUE(try_write(raw_page(s, nr)));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, nr / s->nr_raw));
+}
+
+static inline void lose_spots(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SPOTS; i++)
+		lose(_metadata, s, spot(s, i));
+}
+
+/*
+ * Many lost pages: all of a small hugepage, several hundred of a large one,
+ * its first and last among them.
+ */
+static inline void lose_many(struct __test_metadata *_metadata, struct subject *s)
+{
+	/* Machine checks take their time. */
+	unsigned long step = s->injector->for_real ? s->nr_raw / 30 :
+			     s->nr_raw > 512 ? s->nr_raw / 300 : 1;
+	unsigned long i;
+
+	for (i = 0; i < s->nr_raw; i += step)
+		lose(_metadata, s, i);
+	if (!s->lost[s->nr_raw - 1])
+		lose(_metadata, s, s->nr_raw - 1);
+}
+
+/* A healthy neighbour of the lost page @nr. */
+static inline unsigned long neighbour(unsigned long nr)
+{
+	return nr ^ 1;
+}
+
+/*
+ * The lost pages of a released hugepage are poisoned, and neither free nor part
+ * of anything else.  The release may be left to a worker, which takes its time.
+ * But at no time may a lost page be free.
+ */
+static inline void expect_out_of_use(struct __test_metadata *_metadata, struct subject *s,
+			      unsigned long huge)
+{
+	const uint64_t bad = KPF_IN_USE | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
+	unsigned long nr_unpoisoned, nr_used, nr_free;
+	unsigned long i, tries;
+
+	for (tries = 0; tries < 250; tries++) {
+		ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
+		nr_unpoisoned = 0;
+		nr_used = 0;
+		nr_free = 0;
+		for (i = 0; i < s->nr_raw; i++) {
+			if (!s->lost[huge * s->nr_raw + i])
+				continue;
+			nr_unpoisoned += !(s->flags[i] & KPF_HWPOISON);
+			nr_used += !!(s->flags[i] & bad);
+			nr_free += !!(s->flags[i] & KPF_BUDDY);
+		}
+		if (nr_free || (!nr_unpoisoned && !nr_used))
+			break;
+		usleep(20000);
+	}
+	EXPECT_EQ(0, nr_unpoisoned);
+	EXPECT_EQ(0, nr_used);
+	EXPECT_EQ(0, nr_free);
+}
+
+/* Count the healthy pages that are neither free nor in anybody's use. */
+static inline unsigned long nr_leaked(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long huge)
+{
+	unsigned long i, nr = 0;
+
+	ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
+	for (i = 0; i < s->nr_raw; i++)
+		if (!s->lost[huge * s->nr_raw + i] &&
+		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+			nr++;
+	return nr;
+}
+
+/*
+ * Healthy pages may be free and yet not show as such, on a per-cpu list.  To take
+ * one of them away empties the lists.
+ */
+static inline void drain_percpu_lists(struct subject *s, unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	long enabled = 1;
+	unsigned long i;
+	char addr[32];
+	int fd;
+
+	for (i = 0; i < s->nr_raw; i++)
+		if (!s->lost[first + i] &&
+		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+			break;
+	if (i == s->nr_raw)
+		return;
+
+	read_long(SOFT_OFFLINE, &enabled);
+	write_long(SOFT_OFFLINE, 1);
+	snprintf(addr, sizeof(addr), "0x%lx\n", (s->head[huge] + i) * psize());
+	fd = open(SOFT_OFFLINE_PAGE, O_WRONLY);
+	if (fd >= 0 && write(fd, addr, strlen(addr)) > 0) {
+		s->lost[first + i] = true;
+		s->nr_lost++;
+	}
+	close(fd);
+	write_long(SOFT_OFFLINE, enabled);
+}
+
+/* After a machine check the lost pages stay lost, and none but those. */
+static inline void expect_rest_comes_back(struct __test_metadata *_metadata,
+				   struct subject *s, unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	unsigned long i, tries;
+
+	for (tries = 0; tries < 10 && nr_leaked(_metadata, s, huge); tries++)
+		drain_percpu_lists(s, huge);
+	EXPECT_EQ(0, nr_leaked(_metadata, s, huge));
+
+	/* They count from now on. */
+	for (i = first; i < first + s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		s->lost[i] = false;
+		s->nr_lost--;
+		s->corrupted += psize() >> 10;
+	}
+	expect_corrupted(_metadata, s);
+}
+
+/*
+ * Unpoison the lost pages of a released hugepage one by one.  On its way each
+ * of them drains the per-cpu lists of its zone, so that every page of the
+ * hugepage that is free must show on the lists of the buddy allocator.
+ */
+static inline void expect_all_come_back(struct __test_metadata *_metadata, struct subject *s,
+				 unsigned long huge)
+{
+	unsigned long first = huge * s->nr_raw;
+	unsigned long leaked = -1UL;
+	unsigned long i, pfn;
+
+	expect_out_of_use(_metadata, s, huge);
+	if (ledger->for_ever) {
+		expect_rest_comes_back(_metadata, s, huge);
+		return;
+	}
+	for (i = first; i < first + s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		pfn = raw_pfn(s, i);
+		EXPECT_EQ(0, unpoison_memory(pfn))
+			break;
+		s->lost[i] = false;
+		s->nr_lost--;
+		expect_corrupted(_metadata, s);
+		/*
+		 * Once is enough for an idle machine.  On a busy one a page may
+		 * just have been on its way from one user to the next.
+		 */
+		if (leaked)
+			leaked = nr_leaked(_metadata, s, huge);
+	}
+	EXPECT_EQ(0, leaked);
+
+	/* By now there is no lost page left among those counted. */
+	EXPECT_EQ(0, nr_leaked(_metadata, s, huge));
+}
+
+static inline void wait_for_release(struct subject *s, long gone)
+{
+	int i;
+
+	for (i = 0; i < 250; i++) {
+		struct pool pool = pool_read(s->size);
+
+		if (pool.nr == s->before.nr - gone && pool.free == s->before.free - gone)
+			break;
+		usleep(20000);
+	}
+}
+
+/* The file is gone: one hugepage less, and of that only the lost pages lost. */
+static inline void expect_released(struct __test_metadata *_metadata, struct subject *s)
+{
+	wait_for_release(s, 1);
+	expect_pool(_metadata, s, 1, 0);
+	expect_corrupted(_metadata, s);
+	expect_all_come_back(_metadata, s, 0);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+static inline int punch(struct subject *s, off_t start, off_t len)
+{
+	return fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len);
+}
+
+/* End a child that would never end by itself. It must not have died before. */
+static inline void kill_child(struct __test_metadata *_metadata, pid_t pid)
+{
+	int status;
+
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
+static inline void wait_for_child(struct __test_metadata *_metadata, pid_t pid)
+{
+	int status;
+
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	ASSERT_EQ(0, WEXITSTATUS(status));
+}
+
+/* fork() a process that does not outlive the test. */
+static inline pid_t fork_helper(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
+}
+
+/*
+ * Another process that maps the file and reports each SIGBUS it gets.  It
+ * collects them instead of handling them, so none can be missed.
+ */
+struct witness {
+	pid_t pid;
+	int report;
+	char *map;
+};
+
+static inline void be_witness(struct subject *s, int policy, int report)
+{
+	siginfo_t si;
+	sigset_t set;
+	char *map;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, policy, 0, 0);
+
+	/* At an address of its own, and nowhere else. */
+	map = map_file(s, MAP_SHARED);
+	munmap(s->map, s->nr_huge * s->size);
+	if (map)
+		FORCE_READ(*map);
+	while (write(report, &map, sizeof(map)) == sizeof(map)) {
+		if (sigwaitinfo(&set, &si) != SIGBUS)
+			break;
+		if (write(report, &si, sizeof(si)) != sizeof(si))
+			break;
+	}
+	_exit(KSFT_FAIL);
+}
+
+static inline void start_witness(struct __test_metadata *_metadata, struct subject *s,
+			  struct witness *w, int policy)
+{
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	w->pid = fork_helper();
+	ASSERT_LE(0, w->pid);
+	if (!w->pid)
+		be_witness(s, policy, fds[1]);
+	close(fds[1]);
+	w->report = fds[0];
+	ASSERT_EQ(sizeof(w->map), read(w->report, &w->map, sizeof(w->map)));
+	ASSERT_NE(NULL, w->map);
+}
+
+static inline bool witness_heard(struct witness *w, siginfo_t *si, int timeout_ms)
+{
+	struct pollfd pfd = { .fd = w->report, .events = POLLIN };
+	char *map;
+
+	return poll(&pfd, 1, timeout_ms) == 1 &&
+	       read(w->report, si, sizeof(*si)) == sizeof(*si) &&
+	       read(w->report, &map, sizeof(map)) == sizeof(map);
+}
+
+static inline void stop_witness(struct witness *w)
+{
+	kill(w->pid, SIGKILL);
+	waitpid(w->pid, NULL, 0);
+	close(w->report);
+}
+
+/*
+ * A ring of io_uring for one request at a time, and for one registered buffer: a
+ * long-term pin, as VFIO would have it.
+ */
+struct ring {
+	int fd;
+	void *mem;
+	struct io_uring_params params;
+	struct io_uring_sqe *sqe;
+};
+
+static inline bool make_ring(struct ring *r)
+{
+	size_t len;
+
+	memset(r, 0, sizeof(*r));
+	r->params.flags = IORING_SETUP_NO_SQARRAY;
+	r->fd = syscall(SYS_io_uring_setup, 1, &r->params);
+	if (r->fd < 0)
+		return false;
+	len = r->params.cq_off.cqes +
+	      r->params.cq_entries * sizeof(struct io_uring_cqe);
+	r->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
+		      IORING_OFF_SQ_RING);
+	r->sqe = mmap(NULL, sizeof(*r->sqe), PROT_READ | PROT_WRITE, MAP_SHARED,
+		      r->fd, IORING_OFF_SQES);
+	return r->mem != MAP_FAILED && r->sqe != MAP_FAILED;
+}
+
+static inline int register_buffer(struct ring *r, char *addr, size_t len)
+{
+	struct iovec iov = { .iov_base = addr, .iov_len = len };
+
+	return syscall(SYS_io_uring_register, r->fd, IORING_REGISTER_BUFFERS, &iov, 1);
+}
+
+/* Write a part of the registered buffer to @fd, or read it from there. */
+static inline int transfer_fixed(struct ring *r, int opcode, int fd, char *addr, size_t len)
+{
+	unsigned int *head = r->mem + r->params.cq_off.head;
+	unsigned int *mask = r->mem + r->params.cq_off.ring_mask;
+	struct io_uring_cqe *cqe = r->mem + r->params.cq_off.cqes;
+	unsigned int *tail = r->mem + r->params.sq_off.tail;
+	int ret;
+
+	memset(r->sqe, 0, sizeof(*r->sqe));
+	r->sqe->opcode = opcode;
+	r->sqe->fd = fd;
+	r->sqe->addr = (uintptr_t)addr;
+	r->sqe->len = len;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, r->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+		return -errno;
+	ret = cqe[*head & *mask].res;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	return ret;
+}
+
+static inline void destroy_ring(struct ring *r)
+{
+	/* The close leaves that to a worker. */
+	syscall(SYS_io_uring_register, r->fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+	munmap(r->sqe, sizeof(*r->sqe));
+	munmap(r->mem, r->params.cq_off.cqes +
+	       r->params.cq_entries * sizeof(struct io_uring_cqe));
+	close(r->fd);
+}
+
+/* For tests that could not: give back what they have taken. */
+static inline void clean_up(void)
+{
+	if (getpid() != ledger->owner)
+		return;
+	restore_settings();
+	settle_ledger();
+	restore_pools();
+}
+
+static inline void clean_up_and_die(int sig)
+{
+	/* exit() will call clean_up(). */
+	exit(KSFT_FAIL);
+}
+
+static inline void open_ledger(void)
+{
+	ledger = alloc_shared(sizeof(*ledger));
+	if (!ledger)
+		ksft_exit_fail_perror("mmap");
+	ledger->owner = getpid();
+	ledger->monitor = mce_open_monitor();
+	save_settings();
+	atexit(clean_up);
+	signal(SIGINT, clean_up_and_die);
+	signal(SIGTERM, clean_up_and_die);
+	signal(SIGHUP, clean_up_and_die);
+}
+
+#endif /* _SELFTESTS_MM_MFR_UTIL_H */
