@@ -32,6 +32,7 @@ for c in $(git rev-list --reverse base..HEAD); do
 		as_added "$was" "$f" >"$out/old"
 		git show "$c:$f" >"$out/new"
 		! cmp -s "$out/old" "$out/new" || continue
+		! cmp -s "$out/new" "$TOP/$f" || continue
 		[ ! -f "$TOP/$f" ] || cmp -s "$out/old" "$TOP/$f" ||
 			die "$f was edited both here and in $TREE; undo one of them"
 		mkdir -p "$TOP/$(dirname "$f")"

@@ -31,6 +31,9 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
+/* IORING_OP_WRITEV_FIXED, which the headers of 6.12 don't have */
+#define OP_WRITEV_FIXED		61
+
 /*
  * memfd_create()
  */
@@ -995,6 +998,62 @@ TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 	destroy_ring(&all);
 	destroy_ring(&part);
 	destroy_ring(&one);
+}
+
+TEST_F_TIMEOUT(kept, a_cloned_buffer_goes_on_without_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct ring one, other;
+	struct io_uring_clone_buffers clone = {};
+
+	if (!make_ring(&one) || !make_ring(&other))
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, register_buffer(&one, s->map, s->size));
+	clone.src_fd = one.fd;
+	ASSERT_EQ(0, syscall(SYS_io_uring_register, other.fd,
+			     IORING_REGISTER_CLONE_BUFFERS, &clone, 1));
+	lose(_metadata, s, nr);
+	expect_fixed_io(_metadata, s, &other, nr);
+	destroy_ring(&one);
+	expect_fixed_io(_metadata, s, &other, nr);
+	destroy_ring(&other);
+}
+
+TEST_F_TIMEOUT(kept, pieces_of_a_registered_buffer_leave_out_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	size_t ps = psize();
+	struct iovec around[] = {
+		{ raw_page(s, nr + 1), ps }, { raw_page(s, nr - 1), ps },
+	};
+	struct iovec across[] = {
+		{ raw_page(s, nr + 1), ps }, { raw_page(s, nr - 1), ps + 1 },
+	};
+	char *buf = malloc(ps);
+	struct ring r;
+	int fd, ret;
+
+	if (!make_ring(&r))
+		SKIP(return, "needs io_uring");
+	ASSERT_NE(NULL, buf);
+	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	fd = memfd_create("hugetlb-mfr", 0);
+	ASSERT_LE(0, fd);
+	ret = transfer_fixed(&r, OP_WRITEV_FIXED, fd, (char *)around, 2);
+	if (ret == -EINVAL)
+		SKIP(return, "needs vectored requests for registered buffers");
+	ASSERT_EQ(2 * ps, ret);
+
+	lose(_metadata, s, nr);
+	EXPECT_EQ(-EFAULT, transfer_fixed(&r, OP_WRITEV_FIXED, fd, (char *)across, 2));
+	EXPECT_EQ(2 * ps, transfer_fixed(&r, OP_WRITEV_FIXED, fd, (char *)around, 2));
+	EXPECT_EQ(ps, pread(fd, buf, ps, ps));
+	EXPECT_TRUE(page_is_intact(buf, nr - 1));
+	close(fd);
+	free(buf);
+	destroy_ring(&r);
 }
 
 TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
