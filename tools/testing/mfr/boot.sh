@@ -26,8 +26,12 @@ append="$append hung_task_panic=1 softlockup_panic=1"
 # those itself: it has a line to its own monitor.
 append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
 append="$append tsc=reliable mce=ignore_ce"
-# (With ERMS the kernel clears and copies memory by the byte, which is slow here.)
+# (With ERMS the kernel clears and copies memory by the byte, which is slow here. But
+# without it a copy doesn't survive that its source is lost meanwhile.)
 case $name in
+*-erms)	cpu=Skylake-Server ;;
+*-cma)	cpu=Skylake-Server,-erms append="$append hugetlb_cma=0:2G,1:2G" ;;
+*-boot)	cpu=Skylake-Server,-erms append="$append hugepagesz=1G hugepages=2" ;;
 *-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
 *)	cpu=Skylake-Server,-erms ;;
 esac

@@ -23,7 +23,6 @@
 #include "mfr_util.h"
 #include <linux/futex.h>
 #include <linux/magic.h>
-#include <linux/mempolicy.h>
 #include <linux/udmabuf.h>
 #include <sys/ioctl.h>
 #include <sys/ptrace.h>
@@ -317,29 +316,6 @@ TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
 	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	expect_released(_metadata, s);
-}
-
-/* Sum up a counter of the memory_failure statistics of all nodes. */
-static long mf_stat(const char *name)
-{
-	DIR *dir = opendir("/sys/devices/system/node");
-	struct dirent *entry;
-	char path[PATH_MAX];
-	long val, sum = -1;
-	unsigned int node;
-
-	while (dir && (entry = readdir(dir))) {
-		if (sscanf(entry->d_name, "node%u", &node) != 1)
-			continue;
-		snprintf(path, sizeof(path),
-			 "/sys/devices/system/node/node%u/memory_failure/%s", node, name);
-		if (read_long(path, &val))
-			sum = sum < 0 ? val : sum + val;
-	}
-
-	if (dir)
-		closedir(dir);
-	return sum;
 }
 
 TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
@@ -1232,39 +1208,6 @@ TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
 	unmap_file(s);
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	expect_released(_metadata, s);
-}
-
-/* Move the page at @addr to @node; if that is -1, return the node it is on. */
-static int move_page(char *addr, int node)
-{
-	void *page = addr;
-	int status = -1;
-
-	if (syscall(SYS_move_pages, 0, 1UL, &page, node < 0 ? NULL : &node, &status,
-		    MPOL_MF_MOVE_ALL) < 0)
-		return -errno;
-	return status;
-}
-
-/* Let the memory of a mapping come from @node, if there are nodes. */
-static void bind_to_node(char *addr, size_t len, int node)
-{
-	unsigned long nodes = 1UL << node;
-
-	if (node >= 0)
-		syscall(SYS_mbind, addr, len, MPOL_BIND, &nodes, sizeof(nodes) * 8, 0);
-}
-
-/* A node with memory beside @node, or -1. */
-static int other_node(int node)
-{
-	char nodes[256];
-	int first, last;
-
-	if (read_text("/sys/devices/system/node/has_memory", nodes, sizeof(nodes)) <= 0 ||
-	    sscanf(nodes, "%d%*[,-]%d", &first, &last) != 2)
-		return -1;
-	return node == first ? last : first;
 }
 
 /* A migration isolates it, is refused, and gives it back, over and over. */

@@ -22,6 +22,7 @@
 #include <linux/falloc.h>
 #include <linux/io_uring.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -556,11 +557,67 @@ static inline bool is_mapped(char *addr)
 	return mapped_pfn(addr) != -1UL;
 }
 
+/* Move the page at @addr to @node; if that is -1, return the node it is on. */
+static inline int move_page(char *addr, int node)
+{
+	void *page = addr;
+	int status = -1;
+
+	if (syscall(SYS_move_pages, 0, 1UL, &page, node < 0 ? NULL : &node, &status,
+		    MPOL_MF_MOVE_ALL) < 0)
+		return -errno;
+	return status;
+}
+
+/* Let the memory of a mapping come from @node, if there are nodes. */
+static inline void bind_to_node(char *addr, size_t len, int node)
+{
+	unsigned long nodes = 1UL << node;
+
+	if (node >= 0)
+		syscall(SYS_mbind, addr, len, MPOL_BIND, &nodes, sizeof(nodes) * 8, 0);
+}
+
+/* A node with memory beside @node, or -1. */
+static inline int other_node(int node)
+{
+	char nodes[256];
+	int first, last;
+
+	if (read_text("/sys/devices/system/node/has_memory", nodes, sizeof(nodes)) <= 0 ||
+	    sscanf(nodes, "%d%*[,-]%d", &first, &last) != 2)
+		return -1;
+	return node == first ? last : first;
+}
+
 static inline unsigned long hardware_corrupted(void)
 {
 	unsigned long kb;
 
 	return get_hardware_corrupted_size(&kb) ? -1UL : kb;
+}
+
+/* Sum up a counter of the memory_failure statistics of all nodes. */
+static inline long mf_stat(const char *name)
+{
+	DIR *dir = opendir("/sys/devices/system/node");
+	struct dirent *entry;
+	char path[PATH_MAX];
+	long val, sum = -1;
+	unsigned int node;
+
+	while (dir && (entry = readdir(dir))) {
+		if (sscanf(entry->d_name, "node%u", &node) != 1)
+			continue;
+		snprintf(path, sizeof(path),
+			 "/sys/devices/system/node/node%u/memory_failure/%s", node, name);
+		if (read_long(path, &val))
+			sum = sum < 0 ? val : sum + val;
+	}
+
+	if (dir)
+		closedir(dir);
+	return sum;
 }
 
 /*
@@ -793,13 +850,11 @@ static inline void setup_subject(struct __test_metadata *_metadata, struct subje
 	ASSERT_NE(-1UL, s->corrupted);
 }
 
-static inline void open_subject(struct __test_metadata *_metadata, struct subject *s,
-				unsigned int flags)
+/* Fill the file, and see where it is. */
+static inline void fill_subject(struct __test_metadata *_metadata, struct subject *s)
 {
 	unsigned long i;
 
-	s->fd = create_memfd(s->size, flags);
-	ASSERT_LE(0, s->fd);
 	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
 	s->map = map_file(s, MAP_SHARED);
 	ASSERT_NE(NULL, s->map);
@@ -811,6 +866,14 @@ static inline void open_subject(struct __test_metadata *_metadata, struct subjec
 		/* No frame number, no injection: lockdown or a user namespace. */
 		ASSERT_NE(0, s->head[i]);
 	}
+}
+
+static inline void open_subject(struct __test_metadata *_metadata, struct subject *s,
+				unsigned int flags)
+{
+	s->fd = create_memfd(s->size, flags);
+	ASSERT_LE(0, s->fd);
+	fill_subject(_metadata, s);
 }
 
 /* Runs in the parent when the test and all it held is gone. */
@@ -1265,14 +1328,11 @@ static inline int register_buffer(struct ring *r, char *addr, size_t len)
 	return syscall(SYS_io_uring_register, r->fd, IORING_REGISTER_BUFFERS, &iov, 1);
 }
 
-/* Write a part of the registered buffer to @fd, or read it from there. */
-static inline int transfer_fixed(struct ring *r, int opcode, int fd, char *addr, size_t len)
+/* Have a part of the registered buffer written to @fd, or read from there. */
+static inline int submit_fixed(struct ring *r, int opcode, int fd, char *addr,
+			       size_t len)
 {
-	unsigned int *head = r->mem + r->params.cq_off.head;
-	unsigned int *mask = r->mem + r->params.cq_off.ring_mask;
-	struct io_uring_cqe *cqe = r->mem + r->params.cq_off.cqes;
 	unsigned int *tail = r->mem + r->params.sq_off.tail;
-	int ret;
 
 	memset(r->sqe, 0, sizeof(*r->sqe));
 	r->sqe->opcode = opcode;
@@ -1280,11 +1340,37 @@ static inline int transfer_fixed(struct ring *r, int opcode, int fd, char *addr,
 	r->sqe->addr = (uintptr_t)addr;
 	r->sqe->len = len;
 	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
-	if (syscall(SYS_io_uring_enter, r->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+	return syscall(SYS_io_uring_enter, r->fd, 1, 0, 0, NULL, 0) == 1 ? 0 : -errno;
+}
+
+static inline bool is_in_flight(struct ring *r)
+{
+	unsigned int *head = r->mem + r->params.cq_off.head;
+	unsigned int *tail = r->mem + r->params.cq_off.tail;
+
+	return *head == __atomic_load_n(tail, __ATOMIC_ACQUIRE);
+}
+
+static inline int wait_fixed(struct ring *r)
+{
+	unsigned int *head = r->mem + r->params.cq_off.head;
+	unsigned int *mask = r->mem + r->params.cq_off.ring_mask;
+	struct io_uring_cqe *cqe = r->mem + r->params.cq_off.cqes;
+	int ret;
+
+	if (syscall(SYS_io_uring_enter, r->fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0))
 		return -errno;
 	ret = cqe[*head & *mask].res;
 	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
 	return ret;
+}
+
+static inline int transfer_fixed(struct ring *r, int opcode, int fd, char *addr,
+				 size_t len)
+{
+	int ret = submit_fixed(r, opcode, fd, addr, len);
+
+	return ret ?: wait_fixed(r);
 }
 
 static inline void destroy_ring(struct ring *r)

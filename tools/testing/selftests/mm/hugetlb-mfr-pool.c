@@ -1,0 +1,2766 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory failure recovery of hugetlb memfds: all that counts hugepages, and what
+ * happens when the kernel gets no memory for its own bookkeeping.
+ *
+ * A kept hugepage with lost pages leaves its pool when its life ends.  At every
+ * step the pool, its nodes, reservations, mounts, cgroups and HardwareCorrupted
+ * must say exactly what is there.  And where the kernel can't do its work for want
+ * of memory, no lost page may come back into use, and nothing may be counted
+ * twice or not at all.
+ *
+ * The fixtures:
+ *   counted	the pool: reserved, overcommitted, shrunk and grown
+ *   nodes	the pool of one of several nodes
+ *   mounted, mounted_plain	mounts of hugetlbfs that promise or limit hugepages
+ *   charged	cgroups
+ *   demoted, demoted_free	hugepages of 1 GiB that are to become smaller ones
+ *   optimized	hugepages without most of their struct pages
+ *   waiting	such ones, when they have left the file and are not free yet
+ *   pool_shrinks	errors in free hugepages that are reserved
+ *   gigantic	1 GiB hugepages from wherever they come
+ *   starved	errors that can't be recorded
+ *   failing	allocations that fail one by one while an error is handled,
+ *   ending, hole	and while a hugepage is released
+ *   restored, retried	struct pages that can't be restored
+ *
+ * Some need the kernel's command line to say where 1 GiB hugepages come from:
+ * gigantic.cma_* want hugetlb_cma=, with room for two on one node, gigantic.boot
+ * wants hugepagesz=1G hugepages=2.  What is about failing allocations needs
+ * CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC and CONFIG_FAULT_INJECTION_DEBUG_FS.
+ */
+
+#define _GNU_SOURCE
+#include "mfr_util.h"
+#include <stdarg.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
+
+#define FAILSLAB	"/sys/kernel/debug/failslab/"
+#define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
+#define HVO		"/proc/sys/vm/hugetlb_optimize_vmemmap"
+#define NODES		"/sys/devices/system/node/node"
+
+/* In a mount namespace of their own, where nobody else misses what is there. */
+#define MOUNT		"/tmp"
+#define GROUP		"/hugetlb-mfr"
+
+#define MAX_NODES	64
+
+/* What tests change, in the order in which it is put right. */
+static const char * const settings[] = {
+	FAILSLAB "probability",
+	FAILSLAB "times",
+	FAILSLAB "ignore-gfp-wait",
+	FAILSLAB "verbose",
+	FAIL_PAGE "probability",
+	FAIL_PAGE "times",
+	FAIL_PAGE "space",
+	FAIL_PAGE "task-filter",
+	FAIL_PAGE "ignore-gfp-wait",
+	FAIL_PAGE "min-order",
+	FAIL_PAGE "verbose",
+	HVO,
+};
+
+/*
+ * State that outlives a test, as the ledger, of what only tests of this file take.
+ */
+static struct taken {
+	char setting[ARRAY_SIZE(settings)][24];
+	long node_nr[MAX_SIZES][MAX_NODES];
+	char cgroup_options[128];
+	bool cgroups;
+	bool controllers;
+	bool workers;
+} *taken;
+
+/* What the kernel's log says from a moment on. */
+static struct {
+	int fd;
+	size_t len;
+	char text[256 << 10];
+} kernel_log = { .fd = -1 };
+
+static void listen_to_kernel(void)
+{
+	close(kernel_log.fd);
+	kernel_log.fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	lseek(kernel_log.fd, 0, SEEK_END);
+	kernel_log.len = 0;
+}
+
+/* How often the kernel has said that since. */
+static unsigned int nr_said(const char *format, ...)
+{
+	unsigned int nr = 0;
+	char text[160], *p;
+	ssize_t len;
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(text, sizeof(text), format, ap);
+	va_end(ap);
+
+	for (;;) {
+		len = read(kernel_log.fd, kernel_log.text + kernel_log.len,
+			   sizeof(kernel_log.text) - kernel_log.len - 1);
+		if (len > 0)
+			kernel_log.len += len;
+		else if (len == 0 || errno != EPIPE)
+			break;
+	}
+	kernel_log.text[kernel_log.len] = '\0';
+
+	for (p = kernel_log.text; (p = strstr(p, text)); p++)
+		nr++;
+	return nr;
+}
+
+/*
+ * Nodes
+ */
+
+static long node_get(int node, unsigned long size, const char *name)
+{
+	char path[PATH_MAX];
+	long val;
+
+	snprintf(path, sizeof(path), NODES "%d/hugepages/hugepages-%lukB/%s_hugepages",
+		 node, size >> 10, name);
+	return read_long(path, &val) ? val : -1;
+}
+
+static bool node_set(int node, unsigned long size, long nr)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), NODES "%d/hugepages/hugepages-%lukB/nr_hugepages",
+		 node, size >> 10);
+	return write_long(path, nr);
+}
+
+static struct pool node_read(int node, unsigned long size)
+{
+	return (struct pool) {
+		.nr = node_get(node, size, "nr"),
+		.free = node_get(node, size, "free"),
+		.surplus = node_get(node, size, "surplus"),
+	};
+}
+
+static long node_mf_stat(int node, const char *name)
+{
+	char path[PATH_MAX];
+	long val;
+
+	snprintf(path, sizeof(path), NODES "%d/memory_failure/%s", node, name);
+	return read_long(path, &val) ? val : -1;
+}
+
+/* The pools as a whole are restored.  Is it the same on each node? */
+static void restore_nodes(void)
+{
+	unsigned int i;
+	int node;
+
+	for (i = 0; i < ledger->nr_sizes; i++)
+		for (node = 0; node < MAX_NODES; node++) {
+			unsigned long size = ledger->saved[i].size;
+			long nr = taken->node_nr[i][node];
+
+			if (nr >= 0 && node_get(node, size, "nr") != nr)
+				node_set(node, size, nr);
+		}
+}
+
+/*
+ * Failing allocations
+ */
+
+static bool can_fail_allocations(void)
+{
+	return !access(FAILSLAB "probability", W_OK) &&
+	       !access(FAIL_PAGE "probability", W_OK) &&
+	       !access("/proc/thread-self/fail-nth", W_OK);
+}
+
+/* Let even those allocations fail that could wait for memory. */
+static bool fail_all_kinds(void)
+{
+	return write_text(FAILSLAB "ignore-gfp-wait", "N") &&
+	       write_text(FAIL_PAGE "ignore-gfp-wait", "N") &&
+	       write_text(FAIL_PAGE "min-order", "0");
+}
+
+static int fail_nth;
+
+/* From now on the @nth allocation of this thread fails. */
+static bool fail_allocation(unsigned int nth)
+{
+	char text[16];
+	int len = snprintf(text, sizeof(text), "%u", nth);
+
+	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	return fail_nth >= 0 && pwrite(fail_nth, text, len, 0) == len;
+}
+
+/* No more of that.  Has one failed? */
+static bool has_failed(void)
+{
+	char text[16] = "";
+	bool failed;
+
+	failed = pread(fail_nth, text, sizeof(text) - 1, 0) > 0 && !atoi(text);
+	if (pwrite(fail_nth, "0", 1, 0) != 1)
+		failed = false;
+	close(fail_nth);
+	return failed;
+}
+
+/* Choose the kernel's workers, or nobody, for allocations that fail. */
+static void mark_workers(bool mark)
+{
+	DIR *dir = opendir("/proc");
+	struct dirent *entry;
+	char path[PATH_MAX];
+	char comm[32];
+
+	while (dir && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%s/comm", entry->d_name);
+		if (read_text(path, comm, sizeof(comm)) <= 0 ||
+		    strncmp(comm, "kworker/", 8))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/make-it-fail", entry->d_name);
+		write_text(path, mark ? "1" : "0");
+	}
+	if (dir)
+		closedir(dir);
+	taken->workers = mark;
+}
+
+/* From now on workers get no pages, after they have got @some. */
+static bool starve_workers(unsigned int some)
+{
+	mark_workers(true);
+	return fail_all_kinds() && write_text(FAIL_PAGE "task-filter", "Y") &&
+	       write_long(FAIL_PAGE "space", some + 1) &&
+	       write_text(FAIL_PAGE "times", "-1") &&
+	       write_text(FAIL_PAGE "probability", "100");
+}
+
+static void feed_workers(void)
+{
+	write_text(FAIL_PAGE "probability", "0");
+	mark_workers(false);
+}
+
+/*
+ * Mounts and cgroups
+ */
+
+static bool mount_privately(const char *type, const char *options)
+{
+	return !unshare(CLONE_NEWNS) &&
+	       !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
+	       !mount("none", MOUNT, type, 0, options);
+}
+
+static bool write_group(const char *group, const char *file, const char *text)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), MOUNT "%s/%s", group, file);
+	return write_text(path, text);
+}
+
+/* The kernel has one set of options for all mounts of cgroup2. */
+static void save_cgroup_options(void)
+{
+	static const char * const known[] = {
+		"nsdelegate", "favordynmods", "memory_localevents",
+		"memory_recursiveprot", "memory_hugetlb_accounting",
+		"pids_localevents",
+	};
+	FILE *f = fopen("/proc/mounts", "r");
+	char *options = taken->cgroup_options;
+	char line[512];
+	unsigned int i;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		if (!strstr(line, " cgroup2 "))
+			continue;
+		for (i = 0; i < ARRAY_SIZE(known); i++)
+			if (strstr(line, known[i]))
+				sprintf(options + strlen(options), "%s%s",
+					*options ? "," : "", known[i]);
+		break;
+	}
+	if (f)
+		fclose(f);
+}
+
+static void restore_cgroups(void)
+{
+	unsigned int tries;
+	pid_t pid;
+
+	if (!taken->cgroups)
+		return;
+
+	/* A killed test may take a while to leave them. */
+	pid = fork();
+	if (!pid) {
+		if (!mount_privately("cgroup2", taken->cgroup_options))
+			_exit(KSFT_FAIL);
+		for (tries = 0; tries < 250; tries++) {
+			rmdir(MOUNT GROUP "/child");
+			if (!rmdir(MOUNT GROUP) || errno == ENOENT)
+				break;
+			usleep(20000);
+		}
+		if (!taken->controllers)
+			write_group("", "cgroup.subtree_control", "-hugetlb -memory");
+		_exit(KSFT_PASS);
+	}
+	waitpid(pid, NULL, 0);
+	taken->cgroups = false;
+}
+
+static void save_taken(void)
+{
+	unsigned int i;
+	int node;
+
+	taken = alloc_shared(sizeof(*taken));
+	if (!taken)
+		ksft_exit_fail_perror("mmap");
+
+	for (i = 0; i < ARRAY_SIZE(settings); i++)
+		read_text(settings[i], taken->setting[i], sizeof(taken->setting[i]));
+	for (i = 0; i < ledger->nr_sizes; i++)
+		for (node = 0; node < MAX_NODES; node++)
+			taken->node_nr[i][node] =
+				node_get(node, ledger->saved[i].size, "nr");
+	save_cgroup_options();
+}
+
+static void restore_taken(void)
+{
+	char now[sizeof(taken->setting[0])];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(settings); i++)
+		if (read_text(settings[i], now, sizeof(now)) > 0 &&
+		    strcmp(now, taken->setting[i]))
+			write_text(settings[i], taken->setting[i]);
+	if (taken->workers)
+		mark_workers(false);
+	restore_cgroups();
+}
+
+static void clean_up_taken(void)
+{
+	if (getpid() != ledger->owner)
+		return;
+	restore_taken();
+	clean_up();
+	restore_nodes();
+}
+
+static void prepare(struct __test_metadata *_metadata, struct subject *s,
+		    unsigned long size, const struct injector *injector,
+		    unsigned long nr_huge)
+{
+	/* A test that ran out of time has not cleaned up. */
+	restore_taken();
+	restore_nodes();
+	setup_subject(_metadata, s, size, injector, nr_huge);
+	listen_to_kernel();
+}
+
+static void teardown(struct __test_metadata *_metadata, struct subject *s)
+{
+	/* Faults first: while there are any, nothing else is certain. */
+	restore_taken();
+	teardown_subject(_metadata, s);
+	restore_nodes();
+}
+
+/*
+ * What the tests have in common
+ */
+
+/* Open a kept file with only one hugepage. */
+static void open_one(struct __test_metadata *_metadata, struct subject *s)
+{
+	s->nr_huge = 1;
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+/* Let exactly @nr hugepages be free and not reserved. */
+static void leave_available(struct __test_metadata *_metadata, struct subject *s, long nr)
+{
+	struct pool pool = pool_read(s->size);
+
+	write_long(pool_path(s->size, "nr_hugepages"),
+		   pool.nr - pool.surplus - (pool.free - pool.resv) + nr);
+	s->before = pool_read(s->size);
+	ASSERT_EQ(nr, s->before.free - s->before.resv);
+}
+
+static long meminfo_get(const char *name)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	size_t len = strlen(name);
+	char line[128];
+	long val = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len) && line[len] == ':')
+			val = atol(line + len + 1);
+	if (f)
+		fclose(f);
+	return val;
+}
+
+/* The same numbers are told in several places. */
+static void expect_agreement(struct __test_metadata *_metadata, struct subject *s,
+			     const struct pool *pool)
+{
+	unsigned int i, nr_nodes = 0;
+	struct pool node, sum = {};
+	long kb = 0;
+
+	for (i = 0; i < MAX_NODES; i++) {
+		node = node_read(i, s->size);
+		if (node.nr < 0)
+			continue;
+		sum.nr += node.nr;
+		sum.free += node.free;
+		sum.surplus += node.surplus;
+		nr_nodes++;
+	}
+	if (nr_nodes) {
+		EXPECT_EQ(pool->nr, sum.nr);
+		EXPECT_EQ(pool->free, sum.free);
+		EXPECT_EQ(pool->surplus, sum.surplus);
+	}
+
+	for (i = 0; i < ledger->nr_sizes; i++)
+		kb += pool_get(ledger->saved[i].size, "nr_hugepages") *
+		      (ledger->saved[i].size >> 10);
+	EXPECT_EQ(kb, meminfo_get("Hugetlb"));
+
+	if (default_size() != s->size)
+		return;
+	EXPECT_EQ(pool->nr, meminfo_get("HugePages_Total"));
+	EXPECT_EQ(pool->free, meminfo_get("HugePages_Free"));
+	EXPECT_EQ(pool->resv, meminfo_get("HugePages_Rsvd"));
+	EXPECT_EQ(pool->surplus, meminfo_get("HugePages_Surp"));
+}
+
+/* Compare the pool with how it was before. */
+static void expect_change(struct __test_metadata *_metadata, struct subject *s,
+			  long nr, long free, long resv, long surplus)
+{
+	struct pool pool = pool_read(s->size);
+
+	EXPECT_EQ(s->before.nr + nr, pool.nr);
+	EXPECT_EQ(s->before.free + free, pool.free);
+	EXPECT_EQ(s->before.resv + resv, pool.resv);
+	EXPECT_EQ(s->before.surplus + surplus, pool.surplus);
+	expect_agreement(_metadata, s, &pool);
+}
+
+/* How many hugepages the pool is meant to have. */
+static long nr_meant(struct subject *s)
+{
+	struct pool pool = pool_read(s->size);
+	long nr;
+
+	if (default_size() == s->size)
+		return read_long(NR_HUGEPAGES, &nr) ? nr : -1;
+	return pool.nr - pool.surplus;
+}
+
+/* Is there nothing but what the test has asked for? */
+static bool pool_is_ours(struct subject *s)
+{
+	return s->before.nr == s->before.free && !s->before.resv && !s->before.surplus;
+}
+
+/* Reserve memory in hugepages that has nothing to do with the file. */
+static char *map_others(struct subject *s, unsigned long nr)
+{
+	char *map = mmap(NULL, nr * s->size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			 __builtin_ctzl(s->size) << MAP_HUGE_SHIFT, -1, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
+static void let_go(struct __test_metadata *_metadata, struct subject *s)
+{
+	if (s->map)
+		unmap_file(s);
+	ASSERT_EQ(0, ftruncate(s->fd, 0));
+}
+
+/* What the kernel never gives back counts from now on. */
+static void give_up(struct subject *s, unsigned long huge)
+{
+	unsigned long i, kb = psize() >> 10;
+	unsigned int j = 0;
+
+	for (i = huge * s->nr_raw; i < (huge + 1) * s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		s->lost[i] = false;
+		s->nr_lost--;
+		s->corrupted += kb;
+		ledger->corrupted += kb;
+	}
+	while (j < ledger->nr_poison)
+		if (ledger->poison[j].head == s->head[huge])
+			ledger->poison[j] = ledger->poison[--ledger->nr_poison];
+		else
+			j++;
+}
+
+/*
+ * The kernel can't tell healthy pages from lost ones, or can't free one without
+ * the other.  It says so once, and no page of the hugepage comes back: it stays the
+ * compound page that it was, and can't be unpoisoned.
+ */
+static void expect_out_for_ever(struct __test_metadata *_metadata, struct subject *s,
+				unsigned long huge, const char *why)
+{
+	unsigned long first = huge * s->nr_raw;
+	unsigned long i, nr_loose = 0, nr_free = 0;
+	unsigned int tries;
+
+	for (tries = 0; tries < 250; tries++) {
+		if (nr_said("hugepage at pfn %#lx stays out of use", s->head[huge]))
+			break;
+		usleep(20000);
+	}
+	EXPECT_EQ(1, nr_said("hugepage at pfn %#lx stays out of use", s->head[huge]));
+	EXPECT_EQ(1, nr_said("hugepage at pfn %#lx stays out of use: %s",
+			     s->head[huge], why));
+
+	ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
+	for (i = 0; i < s->nr_raw; i++) {
+		nr_loose += !(s->flags[i] & (i ? KPF_COMPOUND_TAIL : KPF_COMPOUND_HEAD));
+		nr_free += !!(s->flags[i] & KPF_BUDDY);
+	}
+	EXPECT_EQ(0, nr_loose);
+	EXPECT_EQ(0, nr_free);
+	EXPECT_TRUE(is_poisoned(s->head[huge]));
+
+	EXPECT_NE(0, unpoison_memory(s->head[huge]));
+	for (i = first; i < first + s->nr_raw; i++)
+		if (s->lost[i])
+			EXPECT_NE(0, unpoison_memory(raw_pfn(s, i)));
+	expect_corrupted(_metadata, s);
+	give_up(s, huge);
+}
+
+#define NOT_ALL_KNOWN	"not all of its lost raw pages are known"
+#define NOT_RESTORED	"no memory to restore its vmemmap"
+
+/*
+ * The pool
+ */
+
+FIXTURE(counted)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(counted)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(counted, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(counted, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(counted, mce)
+{
+	.injector = &by_mce,
+};
+
+FIXTURE_SETUP(counted)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, variant->injector, 2);
+}
+
+FIXTURE_TEARDOWN_PARENT(counted)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(counted, the_first_and_the_last_page_alone_are_left_out, SLOW)
+{
+	struct subject *s = &self->s;
+
+	open_one(_metadata, s);
+	lose(_metadata, s, 0);
+	lose(_metadata, s, s->nr_raw - 1);
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(counted, all_free_hugepages_may_be_reserved_at_the_end, SLOW)
+{
+	struct subject *s = &self->s;
+	char *others;
+
+	leave_available(_metadata, s, 3);
+	open_one(_metadata, s);
+	lose_spots(_metadata, s);
+
+	others = map_others(s, 2);
+	ASSERT_NE(NULL, others);
+	expect_change(_metadata, s, 0, -1, 2, 0);
+
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 2, 0);
+	EXPECT_EQ(NULL, map_others(s, 1));
+
+	/* What was promised is there. */
+	EXPECT_TRUE(try_write(others));
+	EXPECT_TRUE(try_write(others + s->size));
+	expect_change(_metadata, s, -1, -3, 0, 0);
+	munmap(others, 2 * s->size);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+TEST_F_TIMEOUT(counted, a_dry_pool_has_nothing_in_place_of_what_was_punched, SLOW)
+{
+	struct subject *s = &self->s;
+
+	leave_available(_metadata, s, 1);
+	open_one(_metadata, s);
+	lose(_metadata, s, 3);
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	expect_change(_metadata, s, -1, -1, 0, 0);
+
+	EXPECT_FALSE(try_write(s->map));
+	expect_sigbus(_metadata, BUS_ADRERR, s->map, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+
+	ASSERT_TRUE(pool_grow(s->size, 1));
+	EXPECT_TRUE(try_write(s->map));
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F_TIMEOUT(counted, the_end_makes_room_for_another_surplus_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	char *other;
+
+	leave_available(_metadata, s, 0);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
+			       s->before.surplus + 1));
+	open_one(_metadata, s);
+	lose(_metadata, s, s->nr_raw / 2);
+	expect_change(_metadata, s, 1, 0, 0, 1);
+
+	/* Lost pages or not, it is the one that there may be. */
+	EXPECT_EQ(NULL, map_others(s, 1));
+	let_go(_metadata, s);
+	wait_for_release(s, 0);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+
+	other = map_others(s, 1);
+	ASSERT_NE(NULL, other);
+	expect_change(_metadata, s, 1, 1, 1, 1);
+	EXPECT_EQ(NULL, map_others(s, 1));
+	EXPECT_TRUE(try_write(other));
+	expect_change(_metadata, s, 1, 0, 0, 1);
+	munmap(other, s->size);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+/* Both hugepages of the file are all that there is. */
+static void take_whole_pool(struct __test_metadata *_metadata, struct subject *s)
+{
+	leave_available(_metadata, s, 2);
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, 3);
+	lose(_metadata, s, s->nr_raw + 5);
+}
+
+TEST_F_TIMEOUT(counted, the_pool_grows_and_shrinks_beside_lost_pages, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	take_whole_pool(_metadata, s);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 5));
+	expect_change(_metadata, s, 3, 1, 0, 0);
+	lose(_metadata, s, 4);
+
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 3));
+	expect_change(_metadata, s, 1, -1, 0, 0);
+	lose(_metadata, s, nr + 4);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 1));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 4));
+	expect_change(_metadata, s, 2, 1, 0, 0);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 1, 1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+	expect_all_come_back(_metadata, s, 1);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	expect_change(_metadata, s, -2, -2, 0, 0);
+}
+
+TEST_F_TIMEOUT(counted, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	take_whole_pool(_metadata, s);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	/* In use, and too many by now. */
+	expect_change(_metadata, s, 0, -2, 0, 2);
+	EXPECT_EQ(0, nr_meant(s));
+	lose(_metadata, s, 4);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 1));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	expect_change(_metadata, s, -1, -2, 0, 1);
+	EXPECT_EQ(0, nr_meant(s));
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -2, -2, 0, 0);
+	EXPECT_EQ(0, nr_meant(s));
+	expect_all_come_back(_metadata, s, 0);
+	expect_all_come_back(_metadata, s, 1);
+	expect_change(_metadata, s, -2, -2, 0, 0);
+}
+
+TEST_F_TIMEOUT(counted, a_pool_grown_again_counts_its_hugepages_as_before, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	take_whole_pool(_metadata, s);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 1));
+	expect_change(_metadata, s, 0, -2, 0, 1);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 3));
+	expect_change(_metadata, s, 1, -1, 0, 0);
+	EXPECT_EQ(3, nr_meant(s));
+
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	EXPECT_EQ(1, nr_meant(s));
+	expect_all_come_back(_metadata, s, 0);
+	expect_all_come_back(_metadata, s, 1);
+}
+
+/*
+ * The pool of one of several nodes
+ */
+
+FIXTURE(nodes)
+{
+	struct subject s;
+	int near;			/* the first node with memory, and another */
+	int far;
+	struct pool near_before;
+	struct pool far_before;
+};
+
+FIXTURE_VARIANT(nodes)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(nodes, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(nodes, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(nodes, mce)
+{
+	.injector = &by_mce,
+};
+
+/* Take hugepages from this node only. */
+static bool bind_to(int node)
+{
+	unsigned long mask = 1UL << node;
+
+	return !syscall(SYS_set_mempolicy, MPOL_BIND, &mask, MAX_NODES);
+}
+
+FIXTURE_SETUP(nodes)
+{
+	struct subject *s = &self->s;
+	struct pool near, far;
+	int node;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+
+	self->near = -1;
+	self->far = -1;
+	for (node = 0; node < MAX_NODES - 1; node++) {
+		if (node_get(node, SZ_2M, "nr") < 0)
+			continue;
+		if (self->near < 0)
+			self->near = node;
+		else
+			self->far = node;
+	}
+	if (self->far < 0)
+		SKIP(return, "needs two nodes with memory");
+
+	prepare(_metadata, s, SZ_2M, variant->injector, 2);
+	if (_metadata->exit_code)
+		return;
+
+	/* One free hugepage on each of the two. */
+	leave_available(_metadata, s, 0);
+	near = node_read(self->near, s->size);
+	far = node_read(self->far, s->size);
+	ASSERT_TRUE(node_set(self->near, s->size, near.nr - near.surplus + 1));
+	ASSERT_TRUE(node_set(self->far, s->size, far.nr - far.surplus + 1));
+	s->before = pool_read(s->size);
+	ASSERT_EQ(2, s->before.free - s->before.resv);
+	self->near_before = node_read(self->near, s->size);
+	self->far_before = node_read(self->far, s->size);
+	ASSERT_LE(1, self->far_before.free);
+	ASSERT_TRUE(bind_to(self->far));
+}
+
+FIXTURE_TEARDOWN_PARENT(nodes)
+{
+	teardown(_metadata, &self->s);
+}
+
+static void expect_node(struct __test_metadata *_metadata, struct subject *s, int node,
+			const struct pool *before, long nr, long free, long surplus)
+{
+	struct pool now = node_read(node, s->size);
+
+	EXPECT_EQ(before->nr + nr, now.nr);
+	EXPECT_EQ(before->free + free, now.free);
+	EXPECT_EQ(before->surplus + surplus, now.surplus);
+}
+
+#define expect_near(...) \
+	expect_node(_metadata, &self->s, self->near, &self->near_before, __VA_ARGS__)
+#define expect_far(...) \
+	expect_node(_metadata, &self->s, self->far, &self->far_before, __VA_ARGS__)
+
+TEST_F_TIMEOUT(nodes, the_node_of_the_hugepage_counts_it_and_no_other, SLOW)
+{
+	static const char * const names[] = {
+		"total", "delayed", "ignored", "failed", "recovered",
+	};
+	struct subject *s = &self->s;
+	long near[ARRAY_SIZE(names)], far[ARRAY_SIZE(names)];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		near[i] = node_mf_stat(self->near, names[i]);
+		far[i] = node_mf_stat(self->far, names[i]);
+		ASSERT_LE(0, near[i]);
+		ASSERT_LE(0, far[i]);
+	}
+
+	open_one(_metadata, s);
+	expect_far(0, -1, 0);
+	lose_spots(_metadata, s);
+	expect_far(0, -1, 0);
+	expect_near(0, 0, 0);
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		EXPECT_EQ(near[i], node_mf_stat(self->near, names[i]));
+		EXPECT_EQ(far[i] + (i < 2 ? NR_SPOTS : 0),
+			  node_mf_stat(self->far, names[i]));
+	}
+
+	let_go(_metadata, s);
+	expect_far(-1, -1, 0);
+	expect_near(0, 0, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	/* The end of it is no event. */
+	EXPECT_EQ(far[0] + NR_SPOTS, node_mf_stat(self->far, names[0]));
+	EXPECT_EQ(near[0], node_mf_stat(self->near, names[0]));
+	expect_all_come_back(_metadata, s, 0);
+	expect_far(-1, -1, 0);
+	expect_near(0, 0, 0);
+}
+
+TEST_F_TIMEOUT(nodes, a_surplus_hugepage_elsewhere_stays_one, SLOW)
+{
+	struct subject *s = &self->s;
+	long meant = nr_meant(s);
+	char *other;
+
+	open_one(_metadata, s);
+	lose(_metadata, s, 7);
+
+	/* Another one is in use, and its node is told to have one less. */
+	ASSERT_TRUE(bind_to(self->near));
+	other = map_others(s, 1);
+	ASSERT_NE(NULL, other);
+	ASSERT_TRUE(try_write(other));
+	ASSERT_TRUE(node_set(self->near, s->size, self->near_before.nr - 1));
+	expect_near(0, -1, 1);
+	expect_far(0, -1, 0);
+	EXPECT_EQ(meant - 1, nr_meant(s));
+
+	let_go(_metadata, s);
+	expect_near(0, -1, 1);
+	expect_far(-1, -1, 0);
+	expect_change(_metadata, s, -1, -2, 0, 1);
+	EXPECT_EQ(meant - 2, nr_meant(s));
+
+	munmap(other, s->size);
+	expect_near(-1, -1, 0);
+	expect_change(_metadata, s, -2, -2, 0, 0);
+	EXPECT_EQ(meant - 2, nr_meant(s));
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F_TIMEOUT(nodes, where_its_node_has_a_surplus_hugepage_it_goes_as_that, SLOW)
+{
+	struct subject *s = &self->s;
+	long meant = nr_meant(s);
+
+	/* One of the pool and one more, both from the same node. */
+	ASSERT_TRUE(node_set(self->near, s->size, self->near_before.nr - 1));
+	expect_near(-1, -1, 0);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
+			       s->before.surplus + 1));
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	expect_far(1, -1, 1);
+	expect_near(-1, -1, 0);
+
+	lose(_metadata, s, 0);
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	expect_far(0, -1, 0);
+	EXPECT_EQ(meant - 1, nr_meant(s));
+
+	/* So the other one is of the pool now. */
+	let_go(_metadata, s);
+	expect_far(0, 0, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	EXPECT_EQ(meant - 1, nr_meant(s));
+	expect_all_come_back(_metadata, s, 0);
+	expect_far(0, 0, 0);
+}
+
+/*
+ * Mounts of hugetlbfs
+ */
+
+FIXTURE(mounted)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(mounted)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(mounted, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(mounted, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(mounted)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, variant->injector, 1);
+}
+
+FIXTURE_TEARDOWN_PARENT(mounted)
+{
+	teardown(_metadata, &self->s);
+}
+
+static int open_on_mount(void)
+{
+	return open(MOUNT "/file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+}
+
+/* How many hugepages the mount could still have. */
+static long nr_left_on_mount(void)
+{
+	struct statfs st;
+
+	return statfs(MOUNT, &st) ? -1 : st.f_bfree;
+}
+
+TEST_F_TIMEOUT(mounted, what_a_mount_is_promised_outlives_a_lost_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	char *map;
+	int fd;
+
+	leave_available(_metadata, s, 3);
+	ASSERT_TRUE(mount_privately("hugetlbfs", "pagesize=2M,min_size=4M"));
+	expect_change(_metadata, s, 0, 0, 2, 0);
+
+	open_one(_metadata, s);
+	lose_spots(_metadata, s);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 2, 0);
+	EXPECT_EQ(NULL, map_others(s, 1));
+
+	/* The promise is kept, and more than that isn't to be had. */
+	fd = open_on_mount();
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, 3 * s->size));
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, 3 * s->size, PROT_READ | PROT_WRITE,
+				   MAP_SHARED, fd, 0));
+	expect_change(_metadata, s, -1, -1, 2, 0);
+	map = mmap(NULL, 2 * s->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	expect_change(_metadata, s, -1, -1, 2, 0);
+	EXPECT_TRUE(try_write(map));
+	EXPECT_TRUE(try_write(map + s->size));
+	expect_change(_metadata, s, -1, -3, 0, 0);
+
+	munmap(map, 2 * s->size);
+	EXPECT_EQ(0, ftruncate(fd, 0));
+	expect_change(_metadata, s, -1, -1, 2, 0);
+	close(fd);
+	EXPECT_EQ(0, umount(MOUNT));
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F_TIMEOUT(mounted, the_limit_of_a_mount_has_nothing_to_do_with_it, SLOW)
+{
+	struct subject *s = &self->s;
+	char *map;
+	int fd;
+
+	leave_available(_metadata, s, 3);
+	ASSERT_TRUE(mount_privately("hugetlbfs", "pagesize=2M,size=2M"));
+	EXPECT_EQ(1, nr_left_on_mount());
+	open_one(_metadata, s);
+	lose_spots(_metadata, s);
+	EXPECT_EQ(1, nr_left_on_mount());
+	let_go(_metadata, s);
+	EXPECT_EQ(1, nr_left_on_mount());
+
+	fd = open_on_mount();
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, 2 * s->size));
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, 2 * s->size, PROT_READ | PROT_WRITE,
+				   MAP_SHARED, fd, 0));
+	map = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	EXPECT_TRUE(try_write(map));
+	EXPECT_EQ(0, nr_left_on_mount());
+	expect_change(_metadata, s, -1, -2, 0, 0);
+	munmap(map, s->size);
+	EXPECT_EQ(0, ftruncate(fd, 0));
+	EXPECT_EQ(1, nr_left_on_mount());
+	close(fd);
+	expect_all_come_back(_metadata, s, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+/* Files of mounts are plain; that they are is not up to the flag. */
+FIXTURE(mounted_plain)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(mounted_plain)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(mounted_plain, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(mounted_plain, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(mounted_plain)
+{
+	prepare(_metadata, &self->s, SZ_2M, variant->injector, 1);
+}
+
+FIXTURE_TEARDOWN_PARENT(mounted_plain)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(mounted_plain, a_poisoned_hugepage_is_in_use_until_unpoisoned, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	leave_available(_metadata, s, 2);
+	ASSERT_TRUE(mount_privately("hugetlbfs", "pagesize=2M,min_size=2M,size=4M"));
+	expect_change(_metadata, s, 0, 0, 1, 0);
+	EXPECT_EQ(2, nr_left_on_mount());
+
+	s->fd = open_on_mount();
+	ASSERT_LE(0, s->fd);
+	fill_subject(_metadata, s);
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	EXPECT_EQ(1, nr_left_on_mount());
+	lose_hugepage(_metadata, s, nr);
+	EXPECT_FALSE(is_mapped(s->map));
+
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	EXPECT_EQ(1, nr_left_on_mount());
+	expect_corrupted(_metadata, s);
+	EXPECT_NE(0, unpoison_memory(raw_pfn(s, nr)));
+
+	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	s->nr_lost = 0;
+	s->lost[nr] = false;
+	expect_corrupted(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 1, 0);
+	EXPECT_EQ(2, nr_left_on_mount());
+	close(s->fd);
+	EXPECT_EQ(0, umount(MOUNT));
+	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
+/*
+ * Cgroups
+ */
+
+FIXTURE(charged)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(charged)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(charged, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(charged, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(charged, mce)
+{
+	.injector = &by_mce,
+};
+
+#define CHILD	GROUP "/child"
+
+/* What a group is charged for, in hugepages; -1 if it doesn't say. */
+static long charge_get(struct subject *s, const char *group, const char *name)
+{
+	char path[PATH_MAX];
+	long val;
+
+	snprintf(path, sizeof(path), MOUNT "%s/hugetlb.%luMB.%s", group, s->size >> 20,
+		 name);
+	return read_long(path, &val) ? val / (long)s->size : -1;
+}
+
+/* The same as a sum over the nodes. */
+static long charge_of_nodes(struct subject *s, const char *group)
+{
+	char path[PATH_MAX], stat[MAX_NODES * 32], *p;
+	long sum = 0;
+
+	snprintf(path, sizeof(path), MOUNT "%s/hugetlb.%luMB.numa_stat", group,
+		 s->size >> 20);
+	if (read_text(path, stat, sizeof(stat)) <= 0)
+		return -1;
+	for (p = stat; (p = strchr(p, 'N')); p++)
+		sum += atol(strchr(p, '=') + 1);
+	return sum / (long)s->size;
+}
+
+static long memory_charge_get(struct subject *s, const char *group)
+{
+	char path[PATH_MAX], line[80];
+	long val = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), MOUNT "%s/memory.stat", group);
+	f = fopen(path, "r");
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "hugetlb %ld", &val) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return val < 0 ? -1 : val / (long)s->size;
+}
+
+/*
+ * @nr hugepages and @reserved reservations are charged, to both controllers.  The
+ * statistics of memory are collected every two seconds.
+ */
+static void expect_charges(struct __test_metadata *_metadata, struct subject *s,
+			   const char *group, long nr, long reserved)
+{
+	char path[PATH_MAX];
+	unsigned int tries;
+	long current;
+
+	EXPECT_EQ(nr, charge_get(s, group, "current"));
+	EXPECT_EQ(nr, charge_of_nodes(s, group));
+	EXPECT_EQ(reserved, charge_get(s, group, "rsvd.current"));
+
+	/* A little memory is charged that is not in hugepages. */
+	snprintf(path, sizeof(path), MOUNT "%s/memory.current", group);
+	ASSERT_TRUE(read_long(path, &current));
+	EXPECT_EQ(nr, current / (long)s->size);
+
+	for (tries = 0; tries < 250 && memory_charge_get(s, group) != nr; tries++)
+		usleep(20000);
+	EXPECT_EQ(nr, memory_charge_get(s, group));
+}
+
+FIXTURE_SETUP(charged)
+{
+	char controllers[256] = "";
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, variant->injector, 2);
+	if (_metadata->exit_code)
+		return;
+
+	taken->cgroups = true;
+	if (!mount_privately("cgroup2", "memory_hugetlb_accounting"))
+		SKIP(return, "needs cgroup2, with memory_hugetlb_accounting");
+	read_text(MOUNT "/cgroup.controllers", controllers, sizeof(controllers));
+	if (!strstr(controllers, "hugetlb") || !strstr(controllers, "memory"))
+		SKIP(return, "needs the controllers hugetlb and memory");
+	read_text(MOUNT "/cgroup.subtree_control", controllers, sizeof(controllers));
+	taken->controllers = strstr(controllers, "hugetlb") &&
+			     strstr(controllers, "memory");
+	ASSERT_TRUE(write_group("", "cgroup.subtree_control", "+hugetlb +memory"));
+	ASSERT_EQ(0, mkdir(MOUNT GROUP, 0700));
+	ASSERT_TRUE(write_group(GROUP, "cgroup.subtree_control", "+hugetlb +memory"));
+	ASSERT_EQ(0, mkdir(MOUNT CHILD, 0700));
+	expect_charges(_metadata, &self->s, CHILD, 0, 0);
+	expect_charges(_metadata, &self->s, GROUP, 0, 0);
+}
+
+FIXTURE_TEARDOWN_PARENT(charged)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* fork() a process that lives in the inner group. */
+static pid_t fork_in_group(struct __test_metadata *_metadata)
+{
+	pid_t pid = fork_helper();
+
+	ASSERT_LE(0, pid);
+	if (!pid)
+		ASSERT_TRUE(write_group(CHILD, "cgroup.procs", "0"));
+	return pid;
+}
+
+TEST_F_TIMEOUT(charged, charges_end_with_the_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	pid_t pid = fork_in_group(_metadata);
+
+	if (!pid) {
+		open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+		expect_charges(_metadata, s, CHILD, 2, 2);
+		lose_spots(_metadata, s);
+		expect_charges(_metadata, s, CHILD, 2, 2);
+		ASSERT_EQ(0, punch(s, 0, s->size));
+		expect_charges(_metadata, s, CHILD, 1, 1);
+		lose(_metadata, s, s->nr_raw + 1);
+		let_go(_metadata, s);
+		expect_charges(_metadata, s, CHILD, 0, 0);
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+	expect_charges(_metadata, s, GROUP, 0, 0);
+	expect_change(_metadata, s, -2, -2, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+	expect_all_come_back(_metadata, s, 1);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+}
+
+TEST_F_TIMEOUT(charged, a_group_at_its_limit_gets_a_fresh_hugepage_for_a_lost_one, SLOW)
+{
+	struct subject *s = &self->s;
+	pid_t pid;
+
+	ASSERT_TRUE(write_group(CHILD, "hugetlb.2MB.max", "2M"));
+	pid = fork_in_group(_metadata);
+	if (!pid) {
+		open_one(_metadata, s);
+		lose(_metadata, s, 9);
+		ASSERT_EQ(0, punch(s, 0, s->size));
+		expect_charges(_metadata, s, CHILD, 0, 0);
+		EXPECT_TRUE(try_write(s->map));
+		/* Nothing was reserved for this one, but it counts there, too. */
+		expect_charges(_metadata, s, CHILD, 1, 1);
+		let_go(_metadata, s);
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+/* Let a process of the group fill the file and lose pages, and be gone. */
+static void fill_in_group(struct __test_metadata *_metadata, struct subject *s)
+{
+	pid_t pid;
+
+	s->nr_huge = 1;
+	s->fd = create_memfd(s->size, MFD_MF_KEEP_UE_MAPPED);
+	ASSERT_LE(0, s->fd);
+	pid = fork_in_group(_metadata);
+	if (!pid) {
+		fill_subject(_metadata, s);
+		lose_spots(_metadata, s);
+		unmap_file(s);
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	expect_charges(_metadata, s, CHILD, 1, 1);
+	expect_charges(_metadata, s, GROUP, 1, 1);
+}
+
+TEST_F_TIMEOUT(charged, charges_wait_for_the_end_when_all_processes_are_gone, SLOW)
+{
+	struct subject *s = &self->s;
+
+	fill_in_group(_metadata, s);
+	let_go(_metadata, s);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+	expect_charges(_metadata, s, GROUP, 0, 0);
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(charged, a_removed_group_leaves_its_charges_to_the_outer_one, SLOW)
+{
+	struct subject *s = &self->s;
+
+	fill_in_group(_metadata, s);
+	ASSERT_EQ(0, rmdir(MOUNT CHILD));
+	/* A worker buries the group. */
+	usleep(100000);
+	expect_charges(_metadata, s, GROUP, 1, 1);
+	EXPECT_EQ(0, close(s->fd));
+	expect_charges(_metadata, s, GROUP, 0, 0);
+	expect_released(_metadata, s);
+	EXPECT_EQ(0, rmdir(MOUNT GROUP));
+}
+
+/*
+ * Demotion: 1 GiB hugepages become smaller ones
+ */
+
+FIXTURE(demoted)
+{
+	struct subject s;
+	struct pool small;		/* the pool of 2 MiB hugepages */
+};
+
+FIXTURE_VARIANT(demoted)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(demoted, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(demoted, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+/* With one hugepage of 1 GiB to be had. */
+static void setup_demotion(struct __test_metadata *_metadata, struct subject *s,
+			   const struct injector *injector, struct pool *small)
+{
+	long demote_kb;
+
+	prepare(_metadata, s, SZ_1G, injector, 1);
+	if (_metadata->exit_code)
+		return;
+	leave_available(_metadata, s, 1);
+	if (!read_long(pool_path(SZ_1G, "demote_size"), &demote_kb) ||
+	    demote_kb != SZ_2M >> 10)
+		SKIP(return, "1 GiB hugepages can't be demoted to 2 MiB");
+	*small = pool_read(SZ_2M);
+}
+
+static void expect_small(struct __test_metadata *_metadata, const struct pool *before,
+			 long more)
+{
+	struct pool small = pool_read(SZ_2M);
+
+	EXPECT_EQ(before->nr + more, small.nr);
+	EXPECT_EQ(before->free + more, small.free);
+	EXPECT_EQ(before->resv, small.resv);
+	EXPECT_EQ(before->surplus, small.surplus);
+}
+
+FIXTURE_SETUP(demoted)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_demotion(_metadata, &self->s, variant->injector, &self->small);
+}
+
+FIXTURE_TEARDOWN_PARENT(demoted)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_its_end, 2 * SLOW)
+{
+	struct subject *s = &self->s;
+
+	open_one(_metadata, s);
+	lose_spots(_metadata, s);
+	write_text(pool_path(SZ_1G, "demote"), "1");
+	expect_small(_metadata, &self->small, 0);
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	write_text(pool_path(SZ_1G, "demote"), "1");
+	expect_small(_metadata, &self->small, 0);
+	expect_released(_metadata, s);
+}
+
+/*
+ * Make a hugepage of a plain file free, reserve it, and lose pages of it.  It can't
+ * be dissolved as long as somebody counts on it, so it stays where it is.
+ */
+static void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
+				 unsigned int nr_spots)
+{
+	unsigned int i;
+	int fd;
+
+	leave_available(_metadata, s, 1);
+	fd = create_memfd(s->size, 0);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, s->size));
+	s->fd = fd;
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	ASSERT_TRUE(try_write(s->map));
+	s->head[0] = mapped_pfn(s->map);
+	ASSERT_NE(-1UL, s->head[0]);
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	unmap_file(s);
+	close(fd);
+
+	s->map = map_others(s, 1);
+	ASSERT_NE(NULL, s->map);
+	expect_change(_metadata, s, 0, 0, 1, 0);
+	for (i = 0; i < nr_spots; i++) {
+		note_lost(_metadata, s, spot(s, i));
+		/* Handled it isn't. */
+		EXPECT_NE(0, inject(s, spot(s, i)));
+		expect_corrupted(_metadata, s);
+	}
+	EXPECT_TRUE(is_poisoned(s->head[0]));
+	unmap_file(s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
+/* Not of the flag's making, and no different without it. */
+FIXTURE(demoted_free)
+{
+	struct subject s;
+	struct pool small;
+};
+
+FIXTURE_SETUP(demoted_free)
+{
+	setup_demotion(_metadata, &self->s, &by_pfn, &self->small);
+}
+
+FIXTURE_TEARDOWN_PARENT(demoted_free)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(demoted_free, not_before_it_is_unpoisoned, SLOW)
+{
+	struct subject *s = &self->s;
+
+	poison_free_hugepage(_metadata, s, 1);
+	EXPECT_FALSE(write_text(pool_path(SZ_1G, "demote"), "1"));
+	expect_small(_metadata, &self->small, 0);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	EXPECT_TRUE(is_poisoned(s->head[0]));
+
+	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	s->lost[0] = false;
+	s->nr_lost = 0;
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(write_text(pool_path(SZ_1G, "demote"), "1"));
+	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	write_long(pool_path(SZ_2M, "nr_hugepages"), self->small.nr);
+	expect_small(_metadata, &self->small, 0);
+}
+
+/*
+ * Hugepages without most of their struct pages
+ */
+
+FIXTURE(optimized)
+{
+	struct subject s;
+	long memmap;			/* pages of struct pages, without hugepages */
+	long memmap_less;		/* what the hugepages of the test save */
+};
+
+FIXTURE_VARIANT(optimized)
+{
+	const struct injector *injector;
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(optimized, on_madvise)
+{
+	.injector = &by_madvise,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(optimized, on_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(optimized, on_mce)
+{
+	.injector = &by_mce,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(optimized, off_madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(optimized, off_corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+/* Pages that hold struct pages. */
+static long nr_memmap(void)
+{
+	FILE *f = fopen("/proc/vmstat", "r");
+	long val, nr = 0;
+	char line[80];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "nr_memmap_pages %ld", &val) == 1 ||
+		    sscanf(line, "nr_memmap_boot_pages %ld", &val) == 1)
+			nr += val;
+	if (f)
+		fclose(f);
+	return nr;
+}
+
+/* With fresh hugepages, made with the optimization or without. */
+static void setup_optimized(struct __test_metadata *_metadata, struct subject *s,
+			    bool hvo, long *memmap, long *memmap_less)
+{
+	unsigned long nr_huge = s->nr_huge;
+
+	leave_available(_metadata, s, 0);
+	if (!write_text(HVO, hvo ? "1" : "0") && hvo)
+		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
+	*memmap = nr_memmap();
+	leave_available(_metadata, s, nr_huge);
+	*memmap_less = *memmap - nr_memmap();
+	if (!hvo)
+		ASSERT_EQ(0, *memmap_less);
+	if (hvo && *memmap_less < (long)nr_huge)
+		SKIP(return, "the hugepages are not optimized");
+}
+
+FIXTURE_SETUP(optimized)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, variant->injector, 2);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
+				&self->memmap_less);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(optimized)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* One of the two hugepages has got its struct pages back, or both. */
+static void expect_memmap(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(optimized) * self, long nr)
+{
+	long wanted = self->memmap - self->memmap_less + nr * self->memmap_less / 2;
+	unsigned int tries;
+
+	for (tries = 0; tries < 250 && nr_memmap() != wanted; tries++)
+		usleep(20000);
+	EXPECT_EQ(wanted, nr_memmap());
+}
+
+TEST_F_TIMEOUT(optimized, the_end_restores_the_struct_pages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_memmap(_metadata, self, 0);
+
+	/* Only the hugepage that goes gets them. */
+	let_go(_metadata, s);
+	expect_memmap(_metadata, self, 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+
+	leave_available(_metadata, s, 0);
+	expect_memmap(_metadata, self, 2);
+}
+
+TEST_F_TIMEOUT(optimized, that_others_are_made_differently_meanwhile_is_no_matter, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(write_text(HVO, variant->hvo ? "0" : "1"));
+	lose(_metadata, s, s->nr_raw / 4 + 2);
+	let_go(_metadata, s);
+	expect_memmap(_metadata, self, 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+	leave_available(_metadata, s, 0);
+	expect_memmap(_metadata, self, 2);
+}
+
+TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	expect_change(_metadata, s, 0, -2, 0, 2);
+	let_go(_metadata, s);
+	expect_memmap(_metadata, self, 2);
+	expect_change(_metadata, s, -2, -2, 0, 0);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+/*
+ * A hugepage that has left the pool and waits for a worker to restore its struct
+ * pages.  As long as this thread does not give up its CPU, the worker can't run.
+ */
+
+FIXTURE(waiting)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_SETUP(waiting)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, true, &self->memmap,
+				&self->memmap_less);
+	if (!_metadata->exit_code)
+		open_one(_metadata, &self->s);
+}
+
+FIXTURE_TEARDOWN_PARENT(waiting)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* Be the only one on this CPU, or no more. */
+static bool hold_cpu(bool hold)
+{
+	const struct sched_param param = { .sched_priority = hold ? 1 : 0 };
+	cpu_set_t here;
+
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	return !sched_setaffinity(0, sizeof(here), &here) &&
+	       !sched_setscheduler(0, hold ? SCHED_FIFO : SCHED_OTHER, &param);
+}
+
+/* Let go of a hugepage that has lost page 3, and let nobody have it yet. */
+static void let_it_wait(struct __test_metadata *_metadata, struct subject *s)
+{
+	lose(_metadata, s, 3);
+	ASSERT_TRUE(hold_cpu(true));
+	let_go(_metadata, s);
+	ASSERT_TRUE(read_kpageflags(s->head[0], 1, s->flags));
+	ASSERT_TRUE(s->flags[0] & KPF_HUGE);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+TEST_F_TIMEOUT(waiting, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+{
+	struct subject *s = &self->s;
+
+	let_it_wait(_metadata, s);
+	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	lose(_metadata, s, s->nr_raw - 1);
+	EXPECT_EQ(-EHWPOISON, inject(s, s->nr_raw - 1));
+	EXPECT_EQ(-EHWPOISON, inject(s, 3));
+	expect_corrupted(_metadata, s);
+	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+
+	ASSERT_TRUE(hold_cpu(false));
+	expect_released(_metadata, s);
+	EXPECT_EQ(self->memmap, nr_memmap());
+}
+
+TEST_F_TIMEOUT(waiting, a_page_that_is_lost_without_a_record_keeps_it_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	let_it_wait(_metadata, s);
+	note_lost(_metadata, s, 4);
+	ASSERT_TRUE(fail_allocation(1));
+	EXPECT_EQ(0, inject(s, 4));
+	ASSERT_TRUE(has_failed());
+	ASSERT_EQ(1, nr_said("%#lx: no memory to record the lost page", raw_pfn(s, 4)));
+	expect_corrupted(_metadata, s);
+
+	ASSERT_TRUE(hold_cpu(false));
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+/*
+ * Errors in free hugepages.  They have nothing to do with the flag, but it is the
+ * same way on which they leave the pool.
+ */
+
+FIXTURE(pool_shrinks)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_VARIANT(pool_shrinks)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(pool_shrinks, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(pool_shrinks, not_optimized)
+{
+};
+
+FIXTURE_SETUP(pool_shrinks)
+{
+	/* The same series has put it right. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(pool_shrinks)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW)
+{
+	struct subject *s = &self->s;
+
+	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_corrupted(_metadata, s);
+	expect_all_come_back(_metadata, s, 0);
+}
+
+TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	poison_free_hugepage(_metadata, s, 1);
+	note_lost(_metadata, s, 5);
+	ASSERT_TRUE(fail_allocation(1));
+	inject(s, 5);
+	ASSERT_TRUE(has_failed());
+	expect_corrupted(_metadata, s);
+
+	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+/*
+ * 1 GiB hugepages from wherever they come
+ */
+
+FIXTURE(gigantic)
+{
+	struct subject s;
+	long memmap;			/* pages of struct pages, without hugepages */
+};
+
+enum origin {
+	CONTIGUOUS,			/* memory that happened to be free */
+	CMA,
+	BOOT,
+};
+
+FIXTURE_VARIANT(gigantic)
+{
+	const struct injector *injector;
+	enum origin origin;
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(gigantic, contiguous_madvise)
+{
+	.injector = &by_madvise,
+	.origin = CONTIGUOUS,
+};
+
+FIXTURE_VARIANT_ADD(gigantic, contiguous_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.origin = CONTIGUOUS,
+};
+
+FIXTURE_VARIANT_ADD(gigantic, contiguous_optimized)
+{
+	.injector = &by_madvise,
+	.origin = CONTIGUOUS,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(gigantic, cma_madvise)
+{
+	.injector = &by_madvise,
+	.origin = CMA,
+};
+
+FIXTURE_VARIANT_ADD(gigantic, cma_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.origin = CMA,
+};
+
+/* These can be had once: they don't come back as what they were. */
+FIXTURE_VARIANT_ADD(gigantic, boot)
+{
+	.injector = &by_madvise,
+	.origin = BOOT,
+};
+
+static long nr_at_boot(void)
+{
+	char cmdline[2048] = "";
+	unsigned int i;
+
+	read_text("/proc/cmdline", cmdline, sizeof(cmdline));
+	if (!strstr(cmdline, "hugepagesz=1G"))
+		return 0;
+	for (i = 0; i < ledger->nr_sizes; i++)
+		if (ledger->saved[i].size == SZ_1G)
+			return ledger->saved[i].nr;
+	return 0;
+}
+
+/* CMA is used by others, too. */
+#define CMA_NOISE_KB	(8 << 10)
+
+FIXTURE_SETUP(gigantic)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = variant->origin == BOOT ? nr_at_boot() : 1;
+	long cma_kb;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (!nr)
+		SKIP(return, "needs hugepagesz=1G hugepages= on the command line");
+	prepare(_metadata, s, SZ_1G, variant->injector, nr);
+	if (_metadata->exit_code)
+		return;
+	if (variant->origin == BOOT) {
+		ASSERT_EQ(s->nr_huge, s->before.free);
+		return;
+	}
+
+	leave_available(_metadata, s, 0);
+	if (variant->hvo && !write_text(HVO, "1"))
+		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
+	cma_kb = meminfo_get("CmaFree");
+	self->memmap = nr_memmap();
+	leave_available(_metadata, s, 1);
+	if (variant->hvo && nr_memmap() == self->memmap)
+		SKIP(return, "the hugepage is not optimized");
+	cma_kb -= meminfo_get("CmaFree");
+	if (variant->origin == CMA && cma_kb < (long)(SZ_1G >> 10) - CMA_NOISE_KB)
+		SKIP(return, "needs hugetlb_cma= on the command line");
+	if (variant->origin == CONTIGUOUS && cma_kb > CMA_NOISE_KB)
+		SKIP(return, "1 GiB hugepages come from CMA here");
+}
+
+FIXTURE_TEARDOWN_PARENT(gigantic)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
+{
+	struct subject *s = &self->s;
+	long cma_kb, healthy_kb;
+	unsigned long i;
+	unsigned int j;
+
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	for (i = 0; i < s->nr_huge; i++) {
+		for (j = 0; j < NR_SPOTS; j++)
+			lose(_metadata, s, i * s->nr_raw + spot(s, j));
+		/* All of a part that would make a smaller hugepage. */
+		for (j = 0; i == 0 && j < 512; j++)
+			lose(_metadata, s, 2048 + j);
+		s->injector = &by_pfn;
+	}
+	for (i = 0; i < s->nr_huge; i++)
+		EXPECT_TRUE(is_mapped_huge(s, s->map, i));
+
+	cma_kb = meminfo_get("CmaFree");
+	healthy_kb = (s->nr_huge * SZ_1G - s->nr_lost * psize()) >> 10;
+	let_go(_metadata, s);
+	wait_for_release(s, s->nr_huge);
+	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
+	expect_corrupted(_metadata, s);
+	cma_kb = meminfo_get("CmaFree") - cma_kb;
+	if (variant->origin == CMA)
+		EXPECT_LT(healthy_kb - CMA_NOISE_KB, cma_kb);
+	if (variant->origin == CONTIGUOUS)
+		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
+	for (i = 0; i < s->nr_huge; i++)
+		expect_all_come_back(_metadata, s, i);
+	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
+	if (variant->origin != BOOT)
+		EXPECT_EQ(self->memmap, nr_memmap());
+}
+
+/*
+ * Errors that can't be recorded
+ */
+
+FIXTURE(starved)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(starved)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(starved, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(starved, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(starved, mce)
+{
+	.injector = &by_mce,
+};
+
+/* With allocations that can be made to fail, and quietly. */
+static void prepare_to_fail(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long size, const struct injector *injector,
+			    unsigned long nr_huge)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	prepare(_metadata, s, size, injector, nr_huge);
+	if (_metadata->exit_code)
+		return;
+	ASSERT_TRUE(write_text(FAILSLAB "verbose", "0"));
+	ASSERT_TRUE(write_text(FAIL_PAGE "verbose", "0"));
+	/* Of slabs alone, as long as a test doesn't say more. */
+	ASSERT_TRUE(write_text(FAIL_PAGE "min-order", "20"));
+}
+
+FIXTURE_SETUP(starved)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 1);
+	if (!_metadata->exit_code)
+		open_one(_metadata, &self->s);
+}
+
+FIXTURE_TEARDOWN_PARENT(starved)
+{
+	teardown(_metadata, &self->s);
+}
+
+/*
+ * Lose a page that the kernel has no memory to make a note of.  To become a victim
+ * of a machine check takes allocations, too.  They come first, and do without what
+ * they don't get: so go on with the next page until it hits the right one.  Returns
+ * that page.
+ */
+static unsigned long lose_unrecorded(struct __test_metadata *_metadata,
+				     struct subject *s, unsigned long nr)
+{
+	const unsigned int max = s->injector->for_real ? 10 : 1;
+	unsigned int nth;
+
+	for (nth = 1; nth <= max; nth++, nr++) {
+		note_lost(_metadata, s, nr);
+		ASSERT_TRUE(fail_allocation(nth));
+		EXPECT_EQ(0, inject(s, nr));
+		ASSERT_TRUE(has_failed());
+		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
+		expect_corrupted(_metadata, s);
+		if (nr_said("%#lx: no memory to record the lost page", raw_pfn(s, nr)))
+			break;
+	}
+	EXPECT_EQ(1, nr_said("no memory to record the lost page"));
+	ASSERT_GE(max, nth);
+	return nr;
+}
+
+TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_signalled_like_any_other, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, 3);
+	lose_unrecorded(_metadata, s, 7);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_pool(_metadata, s, 0, 1);
+
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+TEST_F_TIMEOUT(starved, a_hugepage_with_no_record_at_all_stays_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_unrecorded(_metadata, s, s->nr_raw / 2);
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+}
+
+TEST_F_TIMEOUT(starved, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	s->before = pool_read(s->size);
+	ASSERT_EQ(1, s->before.surplus);
+	lose_unrecorded(_metadata, s, 8);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, 0, 0, -1);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_change(_metadata, s, -1, 0, 0, -1);
+}
+
+TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long ps = psize();
+	char *buf = malloc(ps);
+
+	ASSERT_NE(NULL, buf);
+	lose_unrecorded(_metadata, s, 7);
+
+	/* Who maps it still has it. */
+	EXPECT_TRUE(try_write(raw_page(s, 100)));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+
+	errno = 0;
+	EXPECT_EQ(-1, pread(s->fd, buf, ps, 100 * ps));
+	EXPECT_EQ(EIO, errno);
+	errno = 0;
+	EXPECT_EQ(-1, punch(s, 100 * ps, ps));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ('x', *raw_page(s, 100));
+
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_FALSE(try_read(raw_page(s, 100)));
+	expect_fault_in(_metadata, raw_page(s, 100));
+	EXPECT_FALSE(is_mapped(s->map));
+
+	/* To know which healthy pages there are won't help. */
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	free(buf);
+}
+
+TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_news_when_reported_again, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long kb = psize() >> 10;
+	unsigned long nr;
+
+	nr = lose_unrecorded(_metadata, s, 7);
+	if (s->injector == &by_madvise) {
+		/* It asks for the page like anybody else. */
+		EXPECT_EQ(-EFAULT, inject(s, nr));
+		EXPECT_EQ(0, heard.nr);
+	} else {
+		/* Counted anew, and only this once. */
+		s->corrupted += kb;
+		ledger->corrupted += kb;
+		EXPECT_EQ(0, inject(s, nr));
+		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
+		expect_corrupted(_metadata, s);
+		EXPECT_EQ(s->injector->again, inject(s, nr));
+	}
+	expect_corrupted(_metadata, s);
+
+	/* Nor does the hugepage become any better by that. */
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+}
+
+/*
+ * Allocations that fail one by one while an error is handled
+ */
+
+#define NR_FAILING	12
+
+FIXTURE(failing)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(failing)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(failing, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(failing, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_SETUP(failing)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, NR_FAILING);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(failing)
+{
+	teardown(_metadata, &self->s);
+}
+
+/*
+ * Whatever fails, the page is counted, and the release spares it.  Who is to be
+ * signalled may not hear of it: that takes memory on any kernel.
+ */
+TEST_F_TIMEOUT(failing, an_error_counts_whichever_allocation_fails, SLOW)
+{
+	struct subject *s = &self->s;
+	bool unrecorded[NR_FAILING] = {};
+	unsigned long i, nr;
+	bool failed;
+
+	for (i = 0; i < s->nr_huge; i++) {
+		nr = i * s->nr_raw + 11 * i;
+		note_lost(_metadata, s, nr);
+		ASSERT_TRUE(fail_allocation(i + 1));
+		EXPECT_EQ(0, inject(s, nr));
+		failed = has_failed();
+		unrecorded[i] = nr_said("%#lx: no memory to record", raw_pfn(s, nr));
+		EXPECT_EQ(i == 0, unrecorded[i]);
+		/* All others come after the page has been recorded. */
+		if (i == 0 || !failed)
+			expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
+				      pshift());
+		else
+			EXPECT_GE(1, heard.nr);
+		EXPECT_EQ(i > 0, nr_said("Out of memory while machine check"));
+		expect_corrupted(_metadata, s);
+		EXPECT_TRUE(is_mapped_huge(s, s->map, i));
+		if (!failed)
+			break;
+	}
+	/* The record, who is to be signalled, and the signal at least. */
+	EXPECT_LT(1, i);
+	ASSERT_GT(s->nr_huge, i);
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, i + 1, 0);
+	for (nr = 0; nr <= i; nr++)
+		if (unrecorded[nr])
+			expect_out_for_ever(_metadata, s, nr, NOT_ALL_KNOWN);
+		else
+			expect_all_come_back(_metadata, s, nr);
+	expect_pool(_metadata, s, i + 1, 0);
+}
+
+/*
+ * Allocations that fail one by one while a hugepage is released
+ */
+
+FIXTURE(ending)
+{
+	struct subject s;
+};
+
+enum ending {
+	BY_TRUNCATION,
+	BY_PUNCHING,
+	BY_CLOSE,
+	BY_MUNMAP,
+};
+
+FIXTURE_VARIANT(ending)
+{
+	const struct injector *injector;
+	enum ending how;
+};
+
+FIXTURE_VARIANT_ADD(ending, truncation_madvise)
+{
+	.injector = &by_madvise,
+	.how = BY_TRUNCATION,
+};
+
+FIXTURE_VARIANT_ADD(ending, truncation_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.how = BY_TRUNCATION,
+};
+
+FIXTURE_VARIANT_ADD(ending, punching_madvise)
+{
+	.injector = &by_madvise,
+	.how = BY_PUNCHING,
+};
+
+FIXTURE_VARIANT_ADD(ending, punching_corrupt_pfn)
+{
+	.injector = &by_pfn,
+	.how = BY_PUNCHING,
+};
+
+FIXTURE_VARIANT_ADD(ending, close_madvise)
+{
+	.injector = &by_madvise,
+	.how = BY_CLOSE,
+};
+
+FIXTURE_VARIANT_ADD(ending, munmap_madvise)
+{
+	.injector = &by_madvise,
+	.how = BY_MUNMAP,
+};
+
+FIXTURE_SETUP(ending)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 3);
+}
+
+FIXTURE_TEARDOWN_PARENT(ending)
+{
+	teardown(_metadata, &self->s);
+}
+
+static int end_life(struct subject *s, enum ending how)
+{
+	switch (how) {
+	case BY_TRUNCATION:
+		return ftruncate(s->fd, 0);
+	case BY_PUNCHING:
+		return punch(s, 0, s->size);
+	case BY_CLOSE:
+		return close(s->fd);
+	default:
+		return munmap(s->map, s->size);
+	}
+}
+
+TEST_F_TIMEOUT(ending, all_but_the_lost_pages_come_back_whichever_allocation_fails, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int nth = 0;
+	bool failed;
+
+	do {
+		nth++;
+		listen_to_kernel();
+		leave_available(_metadata, s, 1);
+		open_one(_metadata, s);
+		lose(_metadata, s, 0);
+		lose(_metadata, s, s->nr_raw / 2);
+		if (variant->how == BY_CLOSE)
+			unmap_file(s);
+		if (variant->how == BY_MUNMAP)
+			close(s->fd);
+
+		ASSERT_TRUE(fail_all_kinds());
+		ASSERT_TRUE(fail_allocation(nth));
+		if (end_life(s, variant->how)) {
+			failed = has_failed();
+			/* Then it is not over yet, and nothing has changed. */
+			ASSERT_EQ(ENOMEM, errno);
+			EXPECT_TRUE(failed);
+			EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+			EXPECT_EQ(0, nr_changed_pages(s));
+			expect_pool(_metadata, s, 0, 1);
+			ASSERT_EQ(0, end_life(s, variant->how));
+		} else {
+			failed = has_failed();
+		}
+		restore_taken();
+
+		expect_released(_metadata, s);
+		if (variant->how == BY_TRUNCATION || variant->how == BY_PUNCHING) {
+			unmap_file(s);
+			close(s->fd);
+		}
+		s->map = NULL;
+		expect_pool(_metadata, s, 1, 0);
+		EXPECT_EQ(0, nr_said("stays out of use"));
+		if (_metadata->exit_code)
+			ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+	} while (failed && nth < 100);
+	EXPECT_FALSE(failed);
+	TH_LOG("%u allocations have failed", nth - 1);
+}
+
+/*
+ * A hole in the middle of what is reserved takes memory to describe it
+ */
+
+FIXTURE(hole)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(hole)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(hole, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(hole, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+#define NR_AROUND	9
+
+FIXTURE_SETUP(hole)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, NR_AROUND);
+	if (!_metadata->exit_code)
+		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+}
+
+FIXTURE_TEARDOWN_PARENT(hole)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(hole, no_reservation_is_lost_when_it_cannot_be_described, SLOW)
+{
+	struct subject *s = &self->s;
+	const unsigned long last = NR_AROUND - 2;
+	unsigned long i;
+
+	/* The file has a little memory in reserve: use it up. */
+	for (i = 1; i < last; i += 2)
+		ASSERT_EQ(0, punch(s, i * s->size, s->size));
+	expect_change(_metadata, s, 0, -(NR_AROUND - 3), 0, 0);
+
+	lose(_metadata, s, last * s->nr_raw + 1);
+	ASSERT_TRUE(fail_all_kinds());
+	ASSERT_TRUE(fail_allocation(1));
+	EXPECT_EQ(0, punch(s, last * s->size, s->size));
+	EXPECT_TRUE(has_failed());
+
+	/* The place of the hugepage is reserved, as if it had not been used yet. */
+	expect_change(_metadata, s, -1, -(NR_AROUND - 3), 1, 0);
+	EXPECT_EQ(0, nr_said("may go negative"));
+	expect_all_come_back(_metadata, s, last);
+	EXPECT_TRUE(try_write(s->map + last * s->size));
+	expect_change(_metadata, s, -1, -(NR_AROUND - 2), 0, 0);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+/*
+ * Struct pages that can't be restored
+ */
+
+FIXTURE(restored)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_VARIANT(restored)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(restored, madvise)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(restored, corrupt_pfn)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(restored, mce)
+{
+	.injector = &by_mce,
+};
+
+FIXTURE_SETUP(restored)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, true, &self->memmap,
+				&self->memmap_less);
+	if (!_metadata->exit_code)
+		open_one(_metadata, &self->s);
+}
+
+FIXTURE_TEARDOWN_PARENT(restored)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(restored, without_memory_for_that_the_hugepage_stays_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(starve_workers(0));
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	feed_workers();
+	expect_pool(_metadata, s, 1, 0);
+	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+}
+
+TEST_F_TIMEOUT(restored, nor_is_it_freed_with_memory_for_half_of_them, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (self->memmap_less < 3)
+		SKIP(return, "there is little to restore");
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(starve_workers(self->memmap_less / 2));
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	feed_workers();
+	expect_pool(_metadata, s, 1, 0);
+	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+}
+
+TEST_F_TIMEOUT(restored, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	expect_change(_metadata, s, 0, -1, 0, 1);
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(starve_workers(0));
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	feed_workers();
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+TEST_F_TIMEOUT(restored, an_error_finds_a_hugepage_that_stays_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long kb = psize() >> 10;
+
+	lose(_metadata, s, 3);
+	ASSERT_TRUE(starve_workers(0));
+	let_go(_metadata, s);
+	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	feed_workers();
+
+	/* Known is known, and a new one is counted. */
+	EXPECT_EQ(-EHWPOISON, write_pfn(DEBUGFS_CORRUPT_PFN, s->head[0] + 3));
+	expect_corrupted(_metadata, s);
+	s->corrupted += kb;
+	EXPECT_EQ(0, write_pfn(DEBUGFS_CORRUPT_PFN, s->head[0] + 4));
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	EXPECT_NE(0, unpoison_memory(s->head[0]));
+}
+
+TEST_F_TIMEOUT(restored, what_is_not_recorded_is_reason_enough, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, 3);
+	lose_unrecorded(_metadata, s, 4);
+	ASSERT_TRUE(starve_workers(0));
+	let_go(_metadata, s);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	feed_workers();
+	expect_pool(_metadata, s, 1, 0);
+}
+
+/* As ever: it goes back to the pool, where it counts as surplus. */
+TEST_F_TIMEOUT(restored, a_healthy_hugepage_of_the_file_goes_back_to_the_pool, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int tries;
+
+	if (!pool_is_ours(s))
+		SKIP(return, "others use hugepages");
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(starve_workers(0));
+	let_go(_metadata, s);
+	for (tries = 0; tries < 250 && pool_get(s->size, "nr_hugepages") != 1; tries++)
+		usleep(20000);
+	feed_workers();
+	expect_change(_metadata, s, 0, 0, 0, 1);
+	EXPECT_EQ(0, nr_said("stays out of use"));
+
+	/* And goes for good when there is memory. */
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 1));
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	EXPECT_EQ(self->memmap, nr_memmap());
+}
+
+/*
+ * A free hugepage with lost pages that can't leave the pool for want of memory: it
+ * goes back there, and is tried again later.
+ */
+
+FIXTURE(retried)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_SETUP(retried)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, true, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(retried)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* Take a hugepage out of the pool.  There is no memory to do so. */
+static void shrink_in_vain(struct __test_metadata *_metadata, struct subject *s)
+{
+	int pool = open(pool_path(s->size, "nr_hugepages"), O_WRONLY);
+	int probability = open(FAIL_PAGE "probability", O_WRONLY);
+	char text[24];
+	int len, ret;
+
+	ASSERT_LE(0, pool);
+	ASSERT_LE(0, probability);
+	ASSERT_TRUE(fail_all_kinds());
+	ASSERT_TRUE(write_text(FAIL_PAGE "task-filter", "Y"));
+	ASSERT_TRUE(write_text(FAIL_PAGE "times", "-1"));
+	ASSERT_TRUE(write_text("/proc/thread-self/make-it-fail", "1"));
+	len = snprintf(text, sizeof(text), "%ld", s->before.nr - s->before.surplus - 1);
+	ASSERT_EQ(3, write(probability, "100", 3));
+	ret = write(pool, text, len);
+	ASSERT_EQ(1, write(probability, "0", 1));
+	ASSERT_EQ(len, ret);
+	ASSERT_TRUE(write_text("/proc/thread-self/make-it-fail", "0"));
+	close(pool);
+	close(probability);
+
+	/* Still there, and one too many. */
+	expect_change(_metadata, s, 0, 0, 0, 1);
+	expect_corrupted(_metadata, s);
+	EXPECT_TRUE(is_poisoned(s->head[0]));
+}
+
+/* There is by now. */
+static void shrink_again(struct __test_metadata *_metadata, struct subject *s)
+{
+	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - s->before.surplus);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	write_long(pool_path(s->size, "nr_hugepages"),
+		   s->before.nr - s->before.surplus - 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+TEST_F_TIMEOUT(retried, its_lost_pages_are_left_out_then, SLOW)
+{
+	struct subject *s = &self->s;
+
+	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	shrink_in_vain(_metadata, s);
+	shrink_again(_metadata, s);
+	EXPECT_EQ(self->memmap, nr_memmap());
+	expect_all_come_back(_metadata, s, 0);
+	EXPECT_EQ(0, nr_said("stays out of use"));
+}
+
+TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW)
+{
+	struct subject *s = &self->s;
+
+	poison_free_hugepage(_metadata, s, 1);
+	note_lost(_metadata, s, 5);
+	ASSERT_TRUE(fail_allocation(1));
+	inject(s, 5);
+	ASSERT_TRUE(has_failed());
+	expect_corrupted(_metadata, s);
+
+	shrink_in_vain(_metadata, s);
+	shrink_again(_metadata, s);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+}
+
+int main(int argc, char **argv)
+{
+	open_ledger();
+	save_taken();
+	atexit(clean_up_taken);
+	return test_harness_run(argc, argv);
+}

@@ -1,0 +1,2569 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Stress for the recovery from memory errors in hugepages: many processes and
+ * threads lose memory in every way there is, while they use, share, pin, move and
+ * release it.  A book is kept on each raw page of the machine that was lost.
+ *
+ * The test runs in rounds, and after each everything must balance: what the kernel
+ * calls poisoned is what the book calls lost; pools, counters and cgroups are back
+ * to where they were; nothing healthy is missing.  In even rounds nobody touches
+ * the pool and nothing is given back, so that every hugepage can be accounted for.
+ * In odd rounds the pool is resized and lost pages are unpoisoned all the time, and
+ * in every other of them the workers are killed instead of asked to stop.
+ *
+ * What a worker does in its n-th step follows from the seed, the round, the worker
+ * and n alone; what the scheduler makes of it does not.  The environment says how
+ * long, and which seed to replay:
+ *
+ *   HUGETLB_MFR_SECONDS	for each test, without what the rounds' ends take
+ *   HUGETLB_MFR_INJECTIONS	stop after so many
+ *   HUGETLB_MFR_SEED
+ *   HUGETLB_MFR_WORKERS
+ */
+#include "mfr_util.h"
+#include <semaphore.h>
+#include <sys/mount.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#define NO_PFN		(-1UL)
+#define NR_FILES	4	/* of a worker */
+#define NR_PINS		3
+#define NR_ORPHANS	32
+#define MAX_HUGE	3	/* hugepages in a file */
+#define MAX_WORKERS	16
+
+/* How long a test may take, that is, whoever has set HUGETLB_MFR_SECONDS. */
+#define LONG_RUN	(24 * 3600)
+#define MAX_OPS		32
+#define MAX_LISTED	65536
+#define MAX_REPORTS	8
+#define POOL_2M		384
+#define POOL_1G		2
+/* Hugepages that nobody uses, so that none is ever made in passing. */
+#define MARGIN		48
+#define ROUND_MS	3000
+/* Free pages of the kernel's own: stacks and the like look like nothing at all. */
+#define NR_UNKNOWN	64
+
+/* What the book says of a raw page. */
+enum standing {
+	HEALTHY,
+	HIT,			/* right now: it may be lost or not */
+	LOST,
+	BACK,			/* was lost, and is just given back */
+	ALIEN,			/* was lost before this test */
+};
+
+enum how {
+	BY_MADVISE,
+	BY_PFN,
+	BY_MCE,
+	BY_SCRUB,
+};
+
+/* The part of a race that somebody else takes. */
+enum act {
+	ACT_NONE,
+	ACT_HIT,
+	ACT_PUNCH,
+	ACT_PUNCH_PART,
+	ACT_TRUNCATE,
+	ACT_CLOSE,
+	ACT_DROP,
+	ACT_READ,
+	ACT_PREAD,
+	ACT_COPY,
+	ACT_MOVE,
+	ACT_SOFT_OFFLINE,
+	ACT_UNPIN,
+	ACT_KILL,
+	ACT_QUIT,
+};
+
+struct file {
+	uint64_t id;
+	bool keep;
+	int fd;				/* or -1 */
+	unsigned long nr_huge;
+	unsigned long size;		/* of a hugepage */
+	unsigned long nr_raw;		/* raw pages in a hugepage */
+	char *map;
+	unsigned long head[MAX_HUGE];	/* first pfn, or NO_PFN for a hole */
+	uint8_t *gen;			/* how often each raw page was written */
+};
+
+/* A hugepage that can't go away, whatever becomes of its file. */
+struct pin {
+	bool used;
+	bool keep;
+	bool is_ring;
+	struct ring ring;
+	int pipe[2];
+	unsigned long head;
+	unsigned long nr_raw;
+};
+
+/* A thread, or a process, that takes part in the races of a worker. */
+struct peer {
+	sem_t wake;
+	sem_t done;
+	atomic_bool ready;
+	atomic_bool go;
+	pid_t owner;
+	bool is_process;
+	enum act act;
+	enum how how;
+	int fd;
+	char *map;
+	size_t len;
+	unsigned long idx;
+	unsigned long pfn;
+	int node;
+	pid_t victim;
+	struct pin *pin;
+	int ret;
+};
+
+struct worker {
+	unsigned int nr;
+	unsigned long step;
+	const char *op;
+	uint64_t random;
+	uint64_t nr_made;
+	unsigned long size;
+	struct file file[NR_FILES];
+	struct pin pin[NR_PINS];
+	/* Plain hugepages that nobody but memory failure handling holds. */
+	unsigned long orphan[NR_ORPHANS];
+	unsigned int nr_orphans;
+	struct peer *peer[2];
+	char *buf;
+};
+
+static struct book {
+	/* Parameters */
+	uint64_t seed;
+	unsigned long seconds;
+	unsigned long limit;
+	unsigned int nr_workers;
+	bool giant;
+	bool real;
+	uint64_t start_ns;
+	/* This round */
+	unsigned long round;
+	bool still;
+	atomic_bool stop;
+	/* Sums */
+	atomic_ulong nr_hits;
+	atomic_ulong nr_lost;
+	atomic_ulong nr_back;
+	atomic_ulong nr_soft;		/* soft-offlined: lost, but no failure */
+	atomic_ulong nr_loose;		/* hits on a page not known before */
+	/* Shots at what the shooter doesn't hold: how many now, and the last */
+	atomic_uint nr_wild;
+	atomic_ulong shot_ns;
+	atomic_ulong nr_done[MAX_OPS];
+	atomic_ulong spent_us[MAX_OPS];
+	/* What went wrong */
+	atomic_uint nr_reports;
+	char report[MAX_REPORTS][256];
+	/* How it was before */
+	bool open;
+	unsigned long nr_offlined;
+	long corrupted;
+	long handled;
+	char cgroup_root[64];
+	char cgroup[96];
+	/* With machine checks: who shoots must be alone */
+	pthread_rwlock_t world;
+	/* Memory */
+	unsigned long nr_pages;
+	unsigned long nr_regions;
+	atomic_ulong nr_listed;
+	unsigned long listed[MAX_LISTED];
+	struct peer peer[MAX_WORKERS][2];
+} *book;
+
+static unsigned char *page_book;
+
+/* Of memory in pieces of 2 MiB. */
+static struct region {
+	/* Somebody shoots at it who doesn't hold it: hands off for now */
+	unsigned char wild;
+	unsigned char seen;		/* it was a hugepage of ours */
+	unsigned char giant;		/* of 1 GiB */
+	uint64_t shot_ns;		/* when it was shot at like that */
+} *region_book;
+
+static const struct op {
+	const char *name;
+	unsigned int weight;
+	unsigned int weight_real;
+	bool alone;
+	void (*run)(struct worker *w);
+} ops[];
+
+/* What the last SIGBUS to this thread was about. */
+static __thread struct {
+	sigjmp_buf back;
+	atomic_bool guarded;
+	atomic_bool injecting;
+	int code;
+	int lsb;
+	uintptr_t addr;
+	/* The one that this thread waits for */
+	uintptr_t expected;
+	atomic_bool came;
+	int came_code;
+	int came_lsb;
+} bus;
+
+static uint64_t mix(uint64_t x)
+{
+	x += 0x9e3779b97f4a7c15;
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+	return x ^ (x >> 31);
+}
+
+static unsigned long below(struct worker *w, unsigned long n)
+{
+	w->random = mix(w->random);
+	return w->random % n;
+}
+
+static bool one_in(struct worker *w, unsigned long n)
+{
+	return !below(w, n);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+/* Something is wrong: say what, and let everybody stop. */
+static void __printf(2, 3) fail(struct worker *w, const char *fmt, ...)
+{
+	unsigned int i = atomic_fetch_add(&book->nr_reports, 1);
+	va_list args;
+	int len = 0;
+
+	book->stop = true;
+	if (i >= MAX_REPORTS)
+		return;
+	if (w)
+		len = snprintf(book->report[i], sizeof(book->report[i]),
+			       "round %lu, worker %u, step %lu, %s: ",
+			       book->round, w->nr, w->step, w->op);
+	else
+		len = snprintf(book->report[i], sizeof(book->report[i]),
+			       "round %lu: ", book->round);
+	va_start(args, fmt);
+	vsnprintf(book->report[i] + len, sizeof(book->report[i]) - len, fmt, args);
+	va_end(args);
+}
+
+/* Nobody must interrupt the victim of a machine check, whatever CPU it is on. */
+static void enter_world(bool alone)
+{
+	if (book->real && alone)
+		pthread_rwlock_wrlock(&book->world);
+	else if (book->real)
+		pthread_rwlock_rdlock(&book->world);
+}
+
+static void leave_world(void)
+{
+	if (book->real)
+		pthread_rwlock_unlock(&book->world);
+}
+
+/*
+ * The book
+ */
+
+static struct region *region_of(unsigned long pfn)
+{
+	return &region_book[pfn / (SZ_2M / psize())];
+}
+
+static enum standing standing_of(unsigned long pfn)
+{
+	return __atomic_load_n(&page_book[pfn], __ATOMIC_SEQ_CST);
+}
+
+static bool change_standing(unsigned long pfn, enum standing from, enum standing to)
+{
+	unsigned char expected = from;
+
+	return __atomic_compare_exchange_n(&page_book[pfn], &expected, to, false,
+					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void book_lost(unsigned long pfn)
+{
+	unsigned char before = __atomic_exchange_n(&page_book[pfn], LOST, __ATOMIC_SEQ_CST);
+
+	if (before == LOST)
+		return;
+	atomic_fetch_add(&book->nr_lost, 1);
+	book->listed[atomic_fetch_add(&book->nr_listed, 1) % MAX_LISTED] = pfn;
+}
+
+/* A number of pages together: LOST if any of them is, HEALTHY if all are. */
+static enum standing standing_of_all(unsigned long pfn, unsigned long nr)
+{
+	enum standing all = HEALTHY;
+	unsigned long i;
+
+	for (i = 0; i < nr && all != LOST; i++)
+		if (standing_of(pfn + i) != HEALTHY)
+			all = standing_of(pfn + i);
+	return all;
+}
+
+/* Nobody must lose or release what somebody else is about to shoot at. */
+static void wait_for_shot(unsigned long head)
+{
+	while (__atomic_load_n(&region_of(head)->wild, __ATOMIC_SEQ_CST) && !book->stop)
+		sched_yield();
+}
+
+/*
+ * Accesses that may fail
+ */
+
+static void on_sigbus(int nr, siginfo_t *si, void *context)
+{
+	uintptr_t addr = (uintptr_t)si->si_addr;
+
+	if (bus.expected && addr == bus.expected) {
+		bus.came_code = si->si_code;
+		bus.came_lsb = si->si_addr_lsb;
+		bus.came = true;
+	}
+	if (si->si_code == BUS_MCEERR_AO)
+		return;
+	bus.code = si->si_code;
+	bus.lsb = si->si_addr_lsb;
+	bus.addr = addr;
+	mce_release_victim();
+	if (bus.guarded)
+		siglongjmp(bus.back, 1);
+	if (bus.injecting)
+		return;
+	fail(NULL, "process %d got SIGBUS %d at %p that it didn't ask for",
+	     getpid(), si->si_code, si->si_addr);
+	_exit(KSFT_FAIL);
+}
+
+static void catch_sigbus(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = on_sigbus,
+		.sa_flags = SA_SIGINFO | SA_RESTART,
+	};
+
+	sigaction(SIGBUS, &sa, NULL);
+}
+
+/* False if SIGBUS comes. */
+static bool copy(void *to, const void *from, size_t len)
+{
+	bool ok = !sigsetjmp(bus.back, 1);
+
+	if (ok) {
+		bus.guarded = true;
+		memcpy(to, from, len);
+	}
+	bus.guarded = false;
+	return ok;
+}
+
+/*
+ * Files, of which only their worker changes anything
+ */
+
+static unsigned long file_len(struct file *f)
+{
+	return f->nr_huge * f->size;
+}
+
+static char *page_of(struct file *f, unsigned long idx)
+{
+	return f->map + idx * psize();
+}
+
+static unsigned long pfn_of(struct file *f, unsigned long idx)
+{
+	unsigned long head = f->head[idx / f->nr_raw];
+
+	return head == NO_PFN ? NO_PFN : head + idx % f->nr_raw;
+}
+
+/* A plain hugepage is lost as a whole. */
+static enum standing standing(struct file *f, unsigned long idx)
+{
+	unsigned long head = f->head[idx / f->nr_raw];
+
+	if (head == NO_PFN)
+		return HEALTHY;
+	if (f->keep)
+		return standing_of(head + idx % f->nr_raw);
+	return standing_of_all(head, f->nr_raw);
+}
+
+static uint64_t pattern(struct file *f, unsigned long idx)
+{
+	return mix(f->id ^ mix(idx * 256 + f->gen[idx]));
+}
+
+static void make_page(struct file *f, unsigned long idx, char *buf)
+{
+	uint64_t *word = (uint64_t *)buf;
+	uint64_t base = pattern(f, idx);
+	unsigned int i;
+
+	for (i = 0; i < psize() / sizeof(*word); i++)
+		word[i] = f->gen[idx] ? base + i : 0;
+}
+
+static bool is_page(struct file *f, unsigned long idx, const char *buf)
+{
+	const uint64_t *word = (const uint64_t *)buf;
+	uint64_t base = pattern(f, idx);
+	unsigned int i;
+
+	for (i = 0; i < psize() / sizeof(*word); i++)
+		if (word[i] != (f->gen[idx] ? base + i : 0))
+			return false;
+	return true;
+}
+
+/* In front of a judged access. */
+static enum standing prepare(struct file *f, unsigned long idx)
+{
+	bus.code = 0;
+	return standing(f, idx);
+}
+
+/*
+ * An access to a raw page of @f at @page has brought @buf, or a signal.  In a @fresh
+ * mapping the kernel must refuse what is lost.  In one that was there before only
+ * the hardware does, and an error that is simulated comes without hardware.
+ */
+static void judge(struct worker *w, struct file *f, unsigned long idx, const char *page,
+		  const char *buf, enum standing before, bool fresh)
+{
+	enum standing after = standing(f, idx);
+	unsigned int lsb = f->keep ? pshift() : __builtin_ctzl(f->size);
+
+	if (buf) {
+		if (fresh && before == LOST && after == LOST)
+			fail(w, "lost page %#lx of a %s file can be read", pfn_of(f, idx),
+			     f->keep ? "kept" : "plain");
+		if (before == HEALTHY && after == HEALTHY && !is_page(f, idx, buf))
+			fail(w, "page %#lx has changed", pfn_of(f, idx));
+		return;
+	}
+	if (bus.code != BUS_MCEERR_AR)
+		fail(w, "SIGBUS %d for page %#lx", bus.code, pfn_of(f, idx));
+	else if (before == HEALTHY && after == HEALTHY)
+		fail(w, "SIGBUS for healthy page %#lx", pfn_of(f, idx));
+	else if ((bus.addr & ~(psize() - 1UL)) != (uintptr_t)page || bus.lsb != lsb)
+		fail(w, "SIGBUS for %#lx lsb %d instead of %p lsb %d", bus.addr, bus.lsb,
+		     page, lsb);
+}
+
+static int punch_file(struct file *f, off_t start, off_t len)
+{
+	return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len) ?
+	       -errno : 0;
+}
+
+/* There is a hugepage. */
+static void note_hugepage(unsigned long head, unsigned long nr_raw)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr_raw; i += SZ_2M / psize()) {
+		region_of(head + i)->seen = 1;
+		region_of(head + i)->giant = nr_raw > SZ_2M / psize();
+	}
+}
+
+/* A hugepage was allocated after @since: nothing lost must be part of it. */
+static void check_fresh(struct worker *w, unsigned long head, unsigned long nr_raw,
+			uint64_t since)
+{
+	struct region *r = region_of(head);
+	unsigned long i;
+
+	note_hugepage(head, nr_raw);
+	wait_for_shot(head);
+	for (i = 0; i < nr_raw; i++) {
+		if (standing_of(head + i) != LOST && standing_of(head + i) != ALIEN)
+			continue;
+		/* Shot at while it was on its way here: that can't be helped. */
+		if (r->shot_ns < since)
+			fail(w, "lost page %#lx is part of a new hugepage", head + i);
+		return;
+	}
+}
+
+/* Let hugepage @h have memory.  False if there is none. */
+static bool fill_in(struct worker *w, struct file *f, unsigned long h)
+{
+	unsigned long idx = h * f->nr_raw + below(w, f->nr_raw);
+	uint64_t since = now_ns();
+	unsigned int tries;
+	bool ok;
+
+	if (f->head[h] != NO_PFN)
+		return true;
+	bus.code = 0;
+	ok = copy(w->buf, page_of(f, idx), psize());
+	if (!ok && bus.code == BUS_ADRERR) {
+		if (book->still && f->size == SZ_2M)
+			fail(w, "no hugepage for a hole");
+		return false;
+	}
+	for (tries = 0; ok && tries < 10 && f->head[h] == NO_PFN; tries++)
+		f->head[h] = mapped_pfn(page_of(f, idx));
+	if (f->head[h] == NO_PFN) {
+		/* Another's shot has come with it, and taken a plain one away again. */
+		if (f->keep || (!book->nr_wild && book->shot_ns < since))
+			fail(w, "a hole got no hugepage, but SIGBUS %d", bus.code);
+		punch_file(f, h * f->size, f->size);
+		return false;
+	}
+	f->head[h] -= idx % f->nr_raw;
+	memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
+	check_fresh(w, f->head[h], f->nr_raw, since);
+	if (standing(f, idx) == HEALTHY && !is_page(f, idx, w->buf))
+		fail(w, "a hole isn't empty");
+	return true;
+}
+
+static bool open_file(struct worker *w, struct file *f, bool keep, unsigned long nr_huge)
+{
+	unsigned long h;
+
+	memset(f, 0, sizeof(*f));
+	f->id = mix((uint64_t)w->nr << 48 | ++w->nr_made);
+	f->keep = keep;
+	f->size = w->size;
+	f->nr_raw = f->size / psize();
+	f->nr_huge = f->size > SZ_2M ? 1 : nr_huge;
+	for (h = 0; h < MAX_HUGE; h++)
+		f->head[h] = NO_PFN;
+	f->fd = create_memfd(f->size, keep ? MFD_MF_KEEP_UE_MAPPED : 0);
+	if (f->fd < 0) {
+		fail(w, "memfd_create: %s", strerror(errno));
+		return false;
+	}
+	f->map = MAP_FAILED;
+	if (!ftruncate(f->fd, file_len(f)))
+		f->map = mmap(NULL, file_len(f), PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
+	if (f->map == MAP_FAILED) {
+		if (errno != ENOMEM || (book->still && f->size == SZ_2M))
+			fail(w, "mmap: %s", strerror(errno));
+		close(f->fd);
+		f->fd = -1;
+		return false;
+	}
+	f->gen = calloc(f->nr_huge, f->nr_raw);
+	return true;
+}
+
+/* Hugepage @h is no longer in its file.  Who holds it now? */
+static void leave(struct worker *w, struct file *f, unsigned long h)
+{
+	unsigned long head = f->head[h];
+
+	if (head == NO_PFN)
+		return;
+	f->head[h] = NO_PFN;
+	memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
+	if (standing_of_all(head, f->nr_raw) != LOST)
+		return;
+	if (!f->keep && w->nr_orphans < NR_ORPHANS)
+		w->orphan[w->nr_orphans++] = head;
+}
+
+static void close_file(struct worker *w, struct file *f)
+{
+	unsigned long h;
+
+	if (f->fd < 0)
+		return;
+	for (h = 0; h < f->nr_huge; h++)
+		if (f->head[h] != NO_PFN)
+			wait_for_shot(f->head[h]);
+	if (one_in(w, 2)) {
+		munmap(f->map, file_len(f));
+		close(f->fd);
+	} else {
+		close(f->fd);
+		munmap(f->map, file_len(f));
+	}
+	for (h = 0; h < f->nr_huge; h++)
+		leave(w, f, h);
+	free(f->gen);
+	f->gen = NULL;
+	f->fd = -1;
+}
+
+static struct file *any_file(struct worker *w)
+{
+	struct file *f = &w->file[below(w, NR_FILES)];
+
+	return f->fd < 0 ? NULL : f;
+}
+
+/* Any hugepage of @f that is there. */
+static bool any_huge(struct worker *w, struct file *f, unsigned long *h)
+{
+	if (!f)
+		return false;
+	*h = below(w, f->nr_huge);
+	return fill_in(w, f, *h);
+}
+
+static struct file *any_page(struct worker *w, unsigned long *idx)
+{
+	struct file *f = any_file(w);
+	unsigned long h;
+
+	if (!any_huge(w, f, &h))
+		return NULL;
+	*idx = h * f->nr_raw + below(w, f->nr_raw);
+	return f;
+}
+
+/* A lost page of the same hugepage as @idx, if there is one. */
+static unsigned long rather_lost(struct file *f, unsigned long idx)
+{
+	unsigned long i, first = idx - idx % f->nr_raw;
+
+	for (i = 0; i < f->nr_raw; i++)
+		if (standing_of(pfn_of(f, first + (idx + i) % f->nr_raw)) == LOST)
+			return first + (idx + i) % f->nr_raw;
+	return idx;
+}
+
+/*
+ * Losing memory
+ */
+
+static long mf_handled(void)
+{
+	long val, sum = -1;
+	char path[128];
+	int node;
+
+	for (node = 0; node < 64; node++) {
+		snprintf(path, sizeof(path),
+			 "/sys/devices/system/node/node%d/memory_failure/total", node);
+		if (read_long(path, &val))
+			sum = sum < 0 ? val : sum + val;
+	}
+	return sum;
+}
+
+/* Returns what the kernel did; @expected tells whether a signal for @addr came. */
+static int shoot(enum how how, char *addr, unsigned long pfn)
+{
+	long before;
+	int i, ret = -EINVAL;
+
+	bus.came = false;
+	bus.expected = (uintptr_t)addr;
+	bus.injecting = true;
+	switch (how) {
+	case BY_MADVISE:
+		ret = inject_madvise(addr, pfn);
+		break;
+	case BY_PFN:
+		ret = inject_corrupt_pfn(addr, pfn);
+		break;
+	case BY_MCE:
+		ret = inject_mce(addr, pfn);
+		break;
+	case BY_SCRUB:
+		/* A worker of the kernel deals with it; nobody else does anything. */
+		before = mf_handled();
+		ledger->for_ever = true;
+		mce_scrub(ledger->monitor, pfn);
+		for (i = 0; i < 2500 && mf_handled() == before; i++)
+			usleep(2000);
+		ret = i < 2500 ? 0 : -ETIMEDOUT;
+		break;
+	}
+	bus.injecting = false;
+	bus.expected = 0;
+	if (ret != -EFAULT && ret != -ENOMEM)
+		atomic_fetch_add(&book->nr_hits, 1);
+	return ret;
+}
+
+/* Plain hugepages fail as a whole, may fail to be handled, and yet are hit. */
+static bool was_hit(int ret)
+{
+	return ret == 0 || ret == -EBUSY || ret == -EHWPOISON;
+}
+
+static enum how any_how(struct worker *w)
+{
+	if (book->real)
+		return one_in(w, 4) ? BY_SCRUB : BY_MCE;
+	return one_in(w, 2) ? BY_MADVISE : BY_PFN;
+}
+
+/* Raw page @idx of @f is lost, or lost again. It can't leave its file meanwhile. */
+static void hit(struct worker *w, struct file *f, unsigned long idx, enum how how)
+{
+	unsigned long pfn = pfn_of(f, idx);
+	enum standing before;
+	bool again, mapped;
+	int ret, want = 0;
+
+	wait_for_shot(f->head[idx / f->nr_raw]);
+	before = standing(f, idx);
+	mapped = mapped_pfn(page_of(f, idx)) == pfn;
+	again = standing_of(pfn) == LOST;
+	if (again && how == BY_SCRUB)
+		return;
+	if (!again && !change_standing(pfn, HEALTHY, HIT))
+		return;
+
+	ret = shoot(how, page_of(f, idx), pfn);
+	if (!again && was_hit(ret))
+		book_lost(pfn);
+	else if (!again)
+		change_standing(pfn, HIT, HEALTHY);
+
+	if (!f->keep) {
+		if (!was_hit(ret) && !(ret == -EFAULT && how == BY_MADVISE && before == LOST))
+			fail(w, "losing page %#lx of a plain file: %d", pfn, ret);
+		return;
+	}
+	if (again && how == BY_MADVISE)
+		want = -EFAULT;
+	else if (again && how == BY_PFN)
+		want = -EHWPOISON;
+	if (ret != want)
+		fail(w, "losing page %#lx %sby %d: %d instead of %d", pfn,
+		     again ? "again " : "", how, ret, want);
+	else if ((!again || how == BY_MCE) &&
+		 (!bus.came || bus.came_lsb != pshift() ||
+		  bus.came_code != (how == BY_PFN || how == BY_SCRUB ?
+				    BUS_MCEERR_AO : BUS_MCEERR_AR)))
+		fail(w, "losing page %#lx by %d: signal %d, code %d, lsb %d", pfn, how,
+		     bus.came, bus.came_code, bus.came_lsb);
+	else if (mapped && mapped_pfn(page_of(f, idx)) != pfn)
+		fail(w, "lost page %#lx is no longer mapped", pfn);
+}
+
+static void op_lose(struct worker *w)
+{
+	unsigned int nr = 1 + below(w, book->real ? 6 : 24);
+	struct file *f = any_file(w);
+	unsigned long h;
+
+	if (!any_huge(w, f, &h))
+		return;
+	if (!f->keep)
+		nr = 1 + nr / 4;
+	while (nr-- && !book->stop)
+		hit(w, f, h * f->nr_raw + below(w, f->nr_raw), any_how(w));
+}
+
+static void op_lose_again(struct worker *w)
+{
+	unsigned long idx;
+	struct file *f = any_page(w, &idx);
+
+	if (f)
+		hit(w, f, rather_lost(f, idx), any_how(w));
+}
+
+/*
+ * Using memory
+ */
+
+static void op_create(struct worker *w)
+{
+	struct file *f = &w->file[below(w, NR_FILES)];
+	unsigned long h;
+
+	if (f->fd >= 0)
+		return;
+	if (!open_file(w, f, book->real || !one_in(w, 4), 1 + below(w, MAX_HUGE)))
+		return;
+	for (h = 0; h < f->nr_huge; h++)
+		if (!one_in(w, 4))
+			fill_in(w, f, h);
+}
+
+static void op_close(struct worker *w)
+{
+	struct file *f = any_file(w);
+
+	if (f)
+		close_file(w, f);
+}
+
+static void op_write(struct worker *w)
+{
+	unsigned int nr = 1 + below(w, 8);
+	struct file *f = any_file(w);
+	unsigned long h, idx;
+
+	if (!any_huge(w, f, &h))
+		return;
+	for (; nr && !book->stop; nr--) {
+		enum standing before;
+		bool ok;
+
+		idx = h * f->nr_raw + below(w, f->nr_raw);
+		before = prepare(f, idx);
+		if (before == LOST)
+			continue;
+		f->gen[idx]++;
+		f->gen[idx] += !f->gen[idx];
+		make_page(f, idx, w->buf);
+		ok = copy(page_of(f, idx), w->buf, psize());
+		judge(w, f, idx, page_of(f, idx), ok ? w->buf : NULL, before, false);
+	}
+}
+
+static void read_page(struct worker *w, struct file *f, unsigned long idx, char *map,
+		      bool fresh)
+{
+	enum standing before = prepare(f, idx);
+	char *page = map + idx * psize();
+	bool ok = copy(w->buf, page, psize());
+
+	judge(w, f, idx, page, ok ? w->buf : NULL, before, fresh);
+}
+
+static void op_read(struct worker *w)
+{
+	unsigned int nr = 1 + below(w, 8);
+	struct file *f;
+	unsigned long idx;
+
+	for (; nr && !book->stop; nr--) {
+		f = any_page(w, &idx);
+		if (f)
+			read_page(w, f, idx, f->map, false);
+	}
+}
+
+/* In a mapping of its own, or where all of the mapping has been dropped. */
+static void op_read_afresh(struct worker *w)
+{
+	unsigned long idx;
+	struct file *f = any_page(w, &idx);
+	char *map;
+
+	if (!f)
+		return;
+	if (one_in(w, 2))
+		idx = rather_lost(f, idx);
+	if (one_in(w, 3)) {
+		if (madvise(f->map, file_len(f), MADV_DONTNEED))
+			fail(w, "MADV_DONTNEED: %s", strerror(errno));
+		read_page(w, f, idx, f->map, true);
+		return;
+	}
+	map = mmap(NULL, file_len(f), PROT_READ | PROT_WRITE,
+		   MAP_NORESERVE | (one_in(w, 2) ? MAP_PRIVATE : MAP_SHARED), f->fd, 0);
+	if (map == MAP_FAILED) {
+		fail(w, "mmap: %s", strerror(errno));
+		return;
+	}
+	read_page(w, f, idx, map, true);
+	munmap(map, file_len(f));
+}
+
+static void op_pread(struct worker *w)
+{
+	unsigned long idx, i, nr = 1 + below(w, 4);
+	struct file *f = any_page(w, &idx);
+	enum standing before[4];
+	bool moved = false;
+	ssize_t want, got;
+
+	if (!f)
+		return;
+	if (one_in(w, 2))
+		idx = rather_lost(f, idx);
+	nr = nr < f->nr_raw - idx % f->nr_raw ? nr : f->nr_raw - idx % f->nr_raw;
+	for (i = 0; i < nr; i++)
+		before[i] = standing_of(pfn_of(f, idx + i));
+	errno = 0;
+	got = pread(f->fd, w->buf, nr * psize(), idx * psize());
+	if (got < 0)
+		got = -errno;
+	for (want = 0, i = 0; i < nr; i++) {
+		moved |= standing_of(pfn_of(f, idx + i)) != before[i] || before[i] == HIT;
+		if (before[i] == LOST)
+			break;
+		want += psize();
+	}
+	if (!want)
+		want = -EIO;
+	if (moved)
+		return;
+	if (got != want)
+		fail(w, "pread at page %#lx: %zd instead of %zd", pfn_of(f, idx), got, want);
+	for (i = 0; got > 0 && i < got / psize(); i++)
+		if (!is_page(f, idx + i, w->buf + i * psize()))
+			fail(w, "pread: page %#lx has changed", pfn_of(f, idx + i));
+}
+
+static void op_populate(struct worker *w)
+{
+	int advice = one_in(w, 2) ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+	struct file *f = any_file(w);
+	enum standing before, after;
+	unsigned long h;
+	int ret;
+
+	if (!any_huge(w, f, &h))
+		return;
+	if (one_in(w, 2))
+		madvise(f->map + h * f->size, f->size, MADV_DONTNEED);
+	before = standing_of_all(f->head[h], f->nr_raw);
+	ret = madvise(f->map + h * f->size, f->size, advice) ? -errno : 0;
+	after = standing_of_all(f->head[h], f->nr_raw);
+	if (ret && (f->keep || (before == HEALTHY && after == HEALTHY)))
+		fail(w, "populating: %s", strerror(-ret));
+	if (!ret && !f->keep && before == LOST)
+		fail(w, "a plain hugepage with lost pages could be populated");
+	if (!ret && f->keep && mapped_pfn(f->map + h * f->size) != f->head[h])
+		fail(w, "populating hasn't mapped page %#lx", f->head[h]);
+}
+
+/* Copy on write copies all of a hugepage, and can't if a part is lost. */
+static void op_private(struct worker *w)
+{
+	unsigned long idx, pfn, shared;
+	struct file *f = any_page(w, &idx);
+	enum standing before, after;
+	uint64_t since = now_ns();
+	char *map, *page;
+	bool ok;
+	int ret;
+
+	if (!f)
+		return;
+	map = mmap(NULL, file_len(f), PROT_READ | PROT_WRITE, MAP_PRIVATE, f->fd, 0);
+	if (map == MAP_FAILED) {
+		if (errno != ENOMEM)
+			fail(w, "mmap: %s", strerror(errno));
+		return;
+	}
+	page = map + idx * psize();
+	shared = f->head[idx / f->nr_raw];
+	before = standing_of_all(shared, f->nr_raw);
+	memset(w->buf, 0x5a, psize());
+	bus.code = 0;
+	ok = copy(page, w->buf, psize());
+	after = standing_of_all(shared, f->nr_raw);
+	if (!ok && before == HEALTHY && after == HEALTHY)
+		fail(w, "SIGBUS %d for a copy of a healthy hugepage", bus.code);
+	if (ok && before == LOST && after == LOST)
+		fail(w, "hugepage %#lx with lost pages was copied", shared);
+	if (!ok && f->keep && bus.code == BUS_MCEERR_AR &&
+	    standing_of(shared + idx % f->nr_raw) == HEALTHY)
+		fail(w, "a copy says that healthy page %#lx is lost",
+		     shared + idx % f->nr_raw);
+	pfn = ok ? mapped_pfn(page) : NO_PFN;
+	if (pfn != NO_PFN) {
+		check_fresh(w, pfn - idx % f->nr_raw, f->nr_raw, since);
+		/* The copy is ordinary memory, for which the file's policy isn't. */
+		if (one_in(w, 2) && !book->real && change_standing(pfn, HEALTHY, HIT)) {
+			ret = shoot(BY_MADVISE, page, pfn);
+			if (!was_hit(ret))
+				fail(w, "losing a private page: %d", ret);
+			else
+				book_lost(pfn);
+			if (mapped_pfn(page) == pfn && !ret)
+				fail(w, "lost private page %#lx is still mapped", pfn);
+		}
+	}
+	munmap(map, file_len(f));
+}
+
+/*
+ * Releasing memory
+ */
+
+static void op_punch(struct worker *w)
+{
+	struct file *f = any_file(w);
+	unsigned long h;
+
+	if (!any_huge(w, f, &h))
+		return;
+	wait_for_shot(f->head[h]);
+	if (punch_file(f, h * f->size, f->size))
+		fail(w, "punching a hugepage: %s", strerror(errno));
+	leave(w, f, h);
+}
+
+static void op_punch_part(struct worker *w)
+{
+	unsigned long idx, i, nr = 1 + below(w, 32);
+	struct file *f = any_page(w, &idx);
+	bool lost = false, moved = false;
+	int ret;
+
+	if (!f)
+		return;
+	nr = nr < f->nr_raw - idx % f->nr_raw ? nr : f->nr_raw - idx % f->nr_raw;
+	if (nr == f->nr_raw)
+		return;
+	wait_for_shot(f->head[idx / f->nr_raw]);
+	for (i = 0; i < nr; i++) {
+		lost |= standing_of(pfn_of(f, idx + i)) == LOST;
+		moved |= standing_of(pfn_of(f, idx + i)) == HIT;
+	}
+	ret = punch_file(f, idx * psize(), nr * psize());
+	if (!moved && ret != (lost ? -EIO : 0))
+		fail(w, "punching %lu pages at %#lx, %s: %d", nr, pfn_of(f, idx),
+		     lost ? "some of them lost" : "healthy", ret);
+	memset(f->gen + idx, 0, nr);
+}
+
+static void op_truncate(struct worker *w)
+{
+	struct file *f = any_file(w);
+	unsigned long h, nr;
+
+	if (!f)
+		return;
+	nr = below(w, f->nr_huge);
+	for (h = nr; h < f->nr_huge; h++)
+		if (f->head[h] != NO_PFN)
+			wait_for_shot(f->head[h]);
+	if (ftruncate(f->fd, nr * f->size) || ftruncate(f->fd, file_len(f)))
+		fail(w, "truncating: %s", strerror(errno));
+	for (h = nr; h < f->nr_huge; h++)
+		leave(w, f, h);
+}
+
+/* A child uses the file, and sometimes it is the last one who does. */
+static void op_child(struct worker *w)
+{
+	bool last = one_in(w, 2);
+	unsigned int i, nr = 1 + below(w, 4);
+	unsigned long idx;
+	struct file *f = any_page(w, &idx);
+	int fds[2], status;
+	char byte = 0;
+	pid_t pid;
+
+	if (!f || pipe(fds))
+		return;
+	pid = fork_helper();
+	if (!pid) {
+		for (i = 0; i < nr; i++) {
+			idx -= idx % f->nr_raw;
+			idx += below(w, f->nr_raw);
+			/* The mapping of a hugetlb file is shared, not copied. */
+			read_page(w, f, idx, f->map, false);
+		}
+		if (!last)
+			_exit(0);
+		for (i = 0; i < NR_FILES; i++)
+			if (w->file[i].fd >= 0 && &w->file[i] != f)
+				close(w->file[i].fd);
+		if (write(fds[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(fds[1]);
+	if (pid > 0 && last && read(fds[0], &byte, 1) == 1) {
+		close_file(w, f);
+		kill(pid, SIGKILL);
+	}
+	close(fds[0]);
+	if (pid > 0 && waitpid(pid, &status, 0) == pid &&
+	    !(last && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) &&
+	    !(WIFEXITED(status) && !WEXITSTATUS(status)))
+		fail(w, "a child ended with %#x", status);
+}
+
+/*
+ * Pins
+ */
+
+static bool make_pin(struct worker *w, struct file *f, unsigned long h, struct pin *p)
+{
+	char *map = f->map + h * f->size;
+	struct iovec iov = { .iov_base = map, .iov_len = 8 * psize() };
+	unsigned long nr = one_in(w, 2) ? f->nr_raw : 1 + below(w, f->nr_raw);
+	enum standing before, after;
+	ssize_t ret;
+
+	p->is_ring = one_in(w, 2);
+	p->keep = f->keep;
+	p->head = f->head[h];
+	p->nr_raw = f->nr_raw;
+	if (p->is_ring) {
+		if (!make_ring(&p->ring)) {
+			fail(w, "io_uring_setup: %s", strerror(errno));
+			return false;
+		}
+		before = standing_of_all(p->head, f->keep ? nr : f->nr_raw);
+		ret = register_buffer(&p->ring, map, nr * psize()) ? -errno : 0;
+		after = standing_of_all(p->head, f->keep ? nr : f->nr_raw);
+		if (ret && before == HEALTHY && after == HEALTHY)
+			fail(w, "can't pin healthy pages: %zd", ret);
+		if (!ret && f->keep && before == LOST)
+			fail(w, "lost pages could be pinned");
+		if (ret)
+			destroy_ring(&p->ring);
+		return !ret;
+	}
+	if (pipe(p->pipe))
+		return false;
+	nr = below(w, f->nr_raw - 8);
+	iov.iov_base = map + nr * psize();
+	before = standing_of(p->head + nr);
+	ret = vmsplice(p->pipe[1], &iov, 1, SPLICE_F_NONBLOCK);
+	after = standing_of(p->head + nr);
+	if (f->keep && ret <= 0 && before == HEALTHY && after == HEALTHY)
+		fail(w, "can't splice healthy page %#lx: %s", p->head + nr, strerror(errno));
+	if (f->keep && ret > 0 && before == LOST)
+		fail(w, "lost page %#lx could be spliced", p->head + nr);
+	if (ret <= 0) {
+		close(p->pipe[0]);
+		close(p->pipe[1]);
+	}
+	return ret > 0;
+}
+
+static void release_pin(struct pin *p)
+{
+	if (p->is_ring) {
+		destroy_ring(&p->ring);
+	} else {
+		close(p->pipe[0]);
+		close(p->pipe[1]);
+	}
+	p->used = false;
+}
+
+static void op_pin(struct worker *w)
+{
+	struct pin *p = &w->pin[below(w, NR_PINS)];
+	struct file *f = any_file(w);
+	unsigned long h;
+
+	if (!p->used && any_huge(w, f, &h))
+		p->used = make_pin(w, f, h, p);
+}
+
+static void op_unpin(struct worker *w)
+{
+	struct pin *p = &w->pin[below(w, NR_PINS)];
+
+	if (!p->used)
+		return;
+	wait_for_shot(p->head);
+	release_pin(p);
+}
+
+/* Its file may be gone, but as long as it is pinned it is a hugepage. */
+static void op_lose_pinned(struct worker *w)
+{
+	struct pin *p = &w->pin[below(w, NR_PINS)];
+	unsigned int nr = 1 + below(w, 4);
+	unsigned long pfn;
+	bool again;
+	int ret;
+
+	if (!p->used)
+		return;
+	wait_for_shot(p->head);
+	for (; nr && !book->stop; nr--) {
+		pfn = p->head + below(w, p->nr_raw);
+		again = standing_of(pfn) == LOST;
+		if (!again && !change_standing(pfn, HEALTHY, HIT))
+			continue;
+		ret = shoot(BY_PFN, NULL, pfn);
+		if (!again && was_hit(ret))
+			book_lost(pfn);
+		else if (!again)
+			change_standing(pfn, HIT, HEALTHY);
+		if (!was_hit(ret) || (p->keep && ret != (again ? -EHWPOISON : 0)))
+			fail(w, "losing pinned page %#lx %s: %d", pfn, again ? "again" : "",
+			     ret);
+	}
+}
+
+/*
+ * Moving memory
+ */
+
+/*
+ * Without a hugepage in the pool of @node a migration makes one in passing, and
+ * frees the old one to the page allocator: accounts and wild shots don't expect that.
+ */
+static bool node_has_room(int node, unsigned long size)
+{
+	char path[160];
+	long nr;
+
+	snprintf(path, sizeof(path),
+		 "/sys/devices/system/node/node%d/hugepages/hugepages-%lukB/free_hugepages",
+		 node, size >> 10);
+	return read_long(path, &nr) && nr > MARGIN / 4;
+}
+
+static void op_move(struct worker *w)
+{
+	struct file *f = any_file(w);
+	enum standing before, after;
+	unsigned long h, old, new;
+	uint64_t since;
+	int node;
+
+	if (!any_huge(w, f, &h))
+		return;
+	old = f->head[h];
+	node = move_page(f->map + h * f->size, -1);
+	if (node < 0)
+		return;
+	node = other_node(node);
+	if (node < 0 || (book->still && !node_has_room(node, f->size)))
+		return;
+	wait_for_shot(old);
+	before = standing_of_all(old, f->nr_raw);
+	since = now_ns();
+	move_page(f->map + h * f->size, node);
+	after = standing_of_all(old, f->nr_raw);
+	new = mapped_pfn(f->map + h * f->size);
+	if (f->keep && before == LOST && new != old)
+		fail(w, "hugepage %#lx with lost pages was moved", old);
+	if (new == old || new == NO_PFN) {
+		if (new == NO_PFN && before == HEALTHY && after == HEALTHY)
+			fail(w, "hugepage %#lx got lost on its way", old);
+		return;
+	}
+	f->head[h] = new;
+	check_fresh(w, new, f->nr_raw, since);
+}
+
+static void op_soft_offline(struct worker *w)
+{
+	unsigned long h, idx, old, new, pfn;
+	struct file *f = any_file(w);
+	enum standing before;
+	uint64_t since;
+	int node, ret;
+
+	if (!any_huge(w, f, &h))
+		return;
+	/* The first page may look lost for others of its hugepage. */
+	idx = h * f->nr_raw + 1 + below(w, f->nr_raw - 1);
+	old = f->head[h];
+	pfn = pfn_of(f, idx);
+	node = move_page(f->map + h * f->size, -1);
+	if (book->still && (node < 0 || !node_has_room(node, f->size)))
+		return;
+	wait_for_shot(old);
+	before = standing_of_all(old, f->nr_raw);
+	if (!change_standing(pfn, HEALTHY, HIT))
+		return;
+	since = now_ns();
+	ret = madvise(page_of(f, idx), psize(), MADV_SOFT_OFFLINE) ? -errno : 0;
+	if (!ret) {
+		book_lost(pfn);
+		atomic_fetch_add(&book->nr_soft, 1);
+	} else {
+		change_standing(pfn, HIT, HEALTHY);
+	}
+	/* Map what is there now. */
+	copy(w->buf, page_of(f, idx), 1);
+	new = mapped_pfn(f->map + h * f->size);
+	if (f->keep && before == LOST && (!ret || new != old))
+		fail(w, "hugepage %#lx with lost pages was soft-offlined", old);
+	if (new != old && new != NO_PFN) {
+		f->head[h] = new;
+		check_fresh(w, new, f->nr_raw, since);
+	} else if (!ret) {
+		fail(w, "soft-offlined page %#lx is still in use", pfn);
+	}
+}
+
+/*
+ * Giving back what was lost
+ */
+
+static uint64_t flags_of(unsigned long pfn)
+{
+	uint64_t flags = 0;
+
+	return read_kpageflags(pfn, 1, &flags) ? flags : 0;
+}
+
+/* Give back a plain hugepage, or a page that isn't part of one any more. */
+static bool give_back(unsigned long pfn)
+{
+	bool huge = flags_of(pfn) & KPF_HUGE;
+	unsigned long nr = 1, i;
+	int ret;
+
+	if (huge) {
+		nr = SZ_2M / psize();
+		pfn &= ~(nr - 1);
+		if (!(flags_of(pfn) & KPF_COMPOUND_HEAD)) {
+			nr = SZ_1G / psize();
+			pfn &= ~(nr - 1);
+		}
+	}
+	for (i = 0; i < nr; i++)
+		change_standing(pfn + i, LOST, BACK);
+	ret = unpoison_memory(pfn);
+	for (i = 0; i < nr; i++)
+		if (change_standing(pfn + i, BACK, ret ? LOST : HEALTHY) && !ret)
+			atomic_fetch_add(&book->nr_back, 1);
+	return !ret;
+}
+
+/* It takes a moment until a page has left its hugepage for good. */
+static bool give_back_at_last(unsigned long pfn)
+{
+	unsigned int tries;
+
+	for (tries = 0; tries < 500; tries++) {
+		if (give_back(pfn))
+			return true;
+		usleep(2000);
+	}
+	return false;
+}
+
+static void op_give_back(struct worker *w)
+{
+	unsigned long nr_listed = book->nr_listed;
+	unsigned int nr = 16;
+	unsigned long pfn;
+	uint64_t flags;
+
+	if (book->still || !nr_listed)
+		return;
+	for (; nr && !book->stop; nr--) {
+		pfn = below(w, nr_listed < MAX_LISTED ? nr_listed : MAX_LISTED);
+		pfn = book->listed[pfn];
+		if (!pfn || standing_of(pfn) != LOST)
+			continue;
+		flags = flags_of(pfn);
+		if (!(flags & KPF_HWPOISON) || (flags & (KPF_HUGE | KPF_COMPOUND_TAIL)))
+			continue;
+		/* Nobody has it any more, but who else gives it back. */
+		if (!give_back_at_last(pfn) && standing_of(pfn) == LOST)
+			fail(w, "page %#lx can't be unpoisoned", pfn);
+	}
+}
+
+static void op_adopt(struct worker *w)
+{
+	unsigned long head;
+
+	if (book->still || !w->nr_orphans)
+		return;
+	head = w->orphan[--w->nr_orphans];
+	/* Pins may last longer. */
+	if (standing_of_all(head, SZ_2M / psize()) == LOST)
+		give_back(head);
+}
+
+/* As long as a file holds it, nobody must be able to say that it is well. */
+static void op_give_back_in_use(struct worker *w)
+{
+	unsigned long idx;
+	struct file *f = any_page(w, &idx);
+
+	if (!f || !f->keep)
+		return;
+	idx = rather_lost(f, idx);
+	if (standing_of(pfn_of(f, idx)) != LOST)
+		return;
+	if (!unpoison_memory(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
+		fail(w, "page %#lx was unpoisoned in its file", pfn_of(f, idx));
+}
+
+/*
+ * Races
+ */
+
+static int take_part(struct peer *p, int fd, char *map)
+{
+	char *private, *page = map + p->idx * psize();
+	char buf[64] = {};
+	int ret = 0;
+
+	switch (p->act) {
+	case ACT_HIT:
+		return shoot(p->how, page, p->pfn);
+	case ACT_PUNCH:
+		return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, p->len) ?
+		       -errno : 0;
+	case ACT_PUNCH_PART:
+		return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 p->idx * psize(), 2 * psize()) ? -errno : 0;
+	case ACT_TRUNCATE:
+		return ftruncate(fd, 0) ? -errno : 0;
+	case ACT_CLOSE:
+		/* A process does that in any case. */
+		if (!p->is_process) {
+			munmap(map, p->len);
+			close(fd);
+		}
+		return 0;
+	case ACT_DROP:
+		return madvise(map, p->len, MADV_DONTNEED) ? -errno : 0;
+	case ACT_PREAD:
+		return pread(fd, buf, sizeof(buf), p->idx * psize()) < 0 ? -errno : 0;
+	case ACT_READ:
+	case ACT_COPY:
+		private = mmap(NULL, p->len, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+		if (private == MAP_FAILED)
+			return -errno;
+		page = private + p->idx * psize();
+		if (!(p->act == ACT_READ ? copy(buf, page, 64) : copy(page, buf, 64)))
+			ret = -EFAULT;
+		munmap(private, p->len);
+		return ret;
+	case ACT_MOVE:
+		return move_page(page, p->node);
+	case ACT_SOFT_OFFLINE:
+		return madvise(page, psize(), MADV_SOFT_OFFLINE) ? -errno : 0;
+	case ACT_UNPIN:
+		release_pin(p->pin);
+		return 0;
+	case ACT_KILL:
+		return kill(p->victim, SIGKILL);
+	default:
+		return 0;
+	}
+}
+
+static void *be_peer(void *arg)
+{
+	char path[64], *map;
+	struct peer *p = arg;
+	int fd;
+
+	/* The worker itself hears of errors that nobody has consumed. */
+	prctl(PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0);
+	for (;;) {
+		sem_wait(&p->wake);
+		if (p->act == ACT_QUIT)
+			break;
+		fd = p->fd;
+		map = p->map;
+		if (p->is_process) {
+			snprintf(path, sizeof(path), "/proc/%d/fd/%d", p->owner, p->fd);
+			fd = open(path, O_RDWR);
+			map = mmap(NULL, p->len, PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_NORESERVE, fd, 0);
+		}
+		p->ready = true;
+		while (!p->go)
+			;
+		p->ret = map == MAP_FAILED ? -ENXIO : take_part(p, fd, map);
+		if (p->is_process) {
+			munmap(map, p->len);
+			close(fd);
+		}
+		sem_post(&p->done);
+	}
+	return NULL;
+}
+
+static void start_peers(struct worker *w)
+{
+	pthread_t thread;
+	unsigned int i;
+	pid_t pid;
+
+	for (i = 0; i < 2; i++) {
+		struct peer *p = &book->peer[w->nr][i];
+
+		memset(p, 0, sizeof(*p));
+		sem_init(&p->wake, 1, 0);
+		sem_init(&p->done, 1, 0);
+		p->owner = getpid();
+		p->is_process = i;
+		w->peer[i] = p;
+	}
+	pid = fork_helper();
+	if (!pid) {
+		be_peer(w->peer[1]);
+		_exit(0);
+	}
+	if (pid < 0 || pthread_create(&thread, NULL, be_peer, w->peer[0]))
+		fail(w, "can't make a peer");
+}
+
+static void stop_peers(struct worker *w)
+{
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		w->peer[i]->act = ACT_QUIT;
+		sem_post(&w->peer[i]->wake);
+	}
+}
+
+/* What an error races with, and how. */
+static const struct race {
+	enum act act;
+	bool plain;		/* also in plain files */
+	bool thread;		/* only a thread can do that */
+	bool gone;		/* the hugepage may not be in the file afterwards, */
+	bool by_pfn;		/* the error can be told by pfn, */
+	bool by_madvise;	/* and by address */
+} races[] = {
+	{ ACT_HIT,		true,	false,	false,	true,	true },
+	{ ACT_HIT,		true,	false,	false,	true,	true },
+	{ ACT_PUNCH_PART,	true,	false,	false,	true,	true },
+	{ ACT_READ,		true,	false,	false,	true,	true },
+	{ ACT_PREAD,		true,	false,	false,	true,	true },
+	{ ACT_COPY,		true,	false,	false,	true,	true },
+	{ ACT_DROP,		true,	false,	false,	true,	true },
+	{ ACT_PUNCH,		false,	false,	true,	true,	true },
+	{ ACT_PUNCH,		false,	false,	true,	true,	true },
+	{ ACT_TRUNCATE,		true,	false,	true,	true,	true },
+	{ ACT_TRUNCATE,		true,	false,	true,	true,	true },
+	{ ACT_CLOSE,		true,	true,	true,	true,	true },
+	{ ACT_CLOSE,		true,	false,	true,	true,	false },
+	{ ACT_MOVE,		false,	false,	true,	true,	true },
+	{ ACT_SOFT_OFFLINE,	false,	false,	true,	false,	true },
+	{ ACT_UNPIN,		true,	true,	true,	true,	false },
+	{ ACT_KILL,		true,	true,	true,	true,	false },
+	{ ACT_NONE,		true,	true,	true,	true,	false },
+};
+
+/* Somebody else for whom there is nothing left but the mapping. */
+static pid_t leave_to_child(struct worker *w, struct file *f)
+{
+	char byte = 0;
+	int fds[2];
+	pid_t pid;
+
+	if (pipe(fds))
+		return -1;
+	pid = fork_helper();
+	if (!pid) {
+		FORCE_READ(*f->map);
+		if (write(fds[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(fds[1]);
+	if (read(fds[0], &byte, 1) != 1)
+		fail(w, "can't make a child");
+	close(fds[0]);
+	return pid;
+}
+
+/* One error in a hugepage of a file of its own, and what happens meanwhile. */
+struct contest {
+	const struct race *race;
+	struct peer *peer;
+	enum how how;
+	bool wild;		/* the shooter doesn't hold what it shoots at */
+	struct file f;
+	struct pin pin;
+	unsigned long head;
+	unsigned long idx;
+	unsigned long other;	/* raw page that the peer is about */
+	int ret;
+};
+
+static bool peer_is_last(struct contest *c)
+{
+	return c->race->act == ACT_UNPIN || c->race->act == ACT_KILL ||
+	       c->race->act == ACT_NONE ||
+	       (c->race->act == ACT_CLOSE && c->peer->is_process);
+}
+
+/* Does the peer lose a page, too? */
+static bool peer_loses(struct contest *c)
+{
+	return c->race->act == ACT_HIT || c->race->act == ACT_SOFT_OFFLINE;
+}
+
+static bool peer_has_lost(struct contest *c)
+{
+	return c->race->act == ACT_HIT ? was_hit(c->peer->ret) : !c->peer->ret;
+}
+
+static bool prepare_race(struct worker *w, struct contest *c)
+{
+	const struct race *r = c->race;
+	struct file *f = &c->f;
+	struct peer *p = c->peer;
+
+	c->idx = below(w, f->nr_raw - 1);
+	c->other = one_in(w, 2) ? c->idx : below(w, f->nr_raw - 1);
+	if (!fill_in(w, f, 0))
+		return false;
+	c->head = f->head[0];
+	/* Another's shot may have come with it. */
+	if (standing_of_all(c->head, f->nr_raw) != HEALTHY)
+		return false;
+
+	p->act = r->act;
+	p->how = one_in(w, 2) ? BY_MADVISE : BY_PFN;
+	p->fd = f->fd;
+	p->map = f->map;
+	p->len = f->size;
+	p->idx = c->other;
+	p->pfn = c->head + c->other;
+	p->pin = &c->pin;
+	p->ready = false;
+	p->go = false;
+	if (r->act == ACT_MOVE || r->act == ACT_SOFT_OFFLINE) {
+		p->node = move_page(f->map, -1);
+		if (p->node >= 0 && r->act == ACT_MOVE)
+			p->node = other_node(p->node);
+		if (p->node < 0 || !node_has_room(p->node, f->size))
+			return false;
+	}
+	if (r->act == ACT_UNPIN && !make_pin(w, f, 0, &c->pin))
+		return false;
+	if (r->act == ACT_KILL)
+		p->victim = leave_to_child(w, f);
+	return true;
+}
+
+static void run_race(struct worker *w, struct contest *c)
+{
+	unsigned long delay = one_in(w, 8) ? 0 : below(w, 20000);
+	bool peer_is_late = one_in(w, 2);
+	struct peer *p = c->peer;
+	struct file *f = &c->f;
+
+	if (!change_standing(c->head + c->idx, HEALTHY, HIT))
+		fail(w, "somebody else hits page %#lx", c->head + c->idx);
+	if (peer_loses(c) && c->other != c->idx)
+		change_standing(c->head + c->other, HEALTHY, HIT);
+	if (c->wild) {
+		atomic_fetch_add(&book->nr_wild, 1);
+		__atomic_store_n(&region_of(c->head)->wild, 1, __ATOMIC_SEQ_CST);
+	} else if (c->race->gone) {
+		atomic_fetch_add(&book->nr_loose, 1);
+	}
+
+	if (p->act != ACT_NONE) {
+		sem_post(&p->wake);
+		while (!p->ready && !book->stop)
+			sched_yield();
+	}
+	if (peer_is_last(c)) {
+		close(f->fd);
+		munmap(f->map, f->size);
+		f->fd = -1;
+	}
+	p->go = !peer_is_late;
+	for (; delay; delay--)
+		asm volatile("");
+	p->go = true;
+	c->ret = shoot(c->how, f->map + c->idx * psize(), c->head + c->idx);
+	if (p->act != ACT_NONE)
+		while (sem_wait(&p->done))
+			;
+	if (p->act == ACT_KILL)
+		waitpid(p->victim, NULL, 0);
+	if (p->act == ACT_CLOSE && !p->is_process)
+		f->fd = -1;
+}
+
+/* Which pages were lost?  By address, that is the one which is mapped there now. */
+static void book_race(struct contest *c)
+{
+	unsigned long new = c->f.fd < 0 ? NO_PFN : mapped_pfn(c->f.map);
+	unsigned long pfn = c->head + c->idx;
+
+	if (!was_hit(c->ret)) {
+		if (!peer_loses(c) || c->other != c->idx || !peer_has_lost(c))
+			change_standing(pfn, HIT, HEALTHY);
+	} else if (c->how == BY_MADVISE && new != NO_PFN && new != c->head) {
+		change_standing(pfn, HIT, HEALTHY);
+		note_hugepage(new, c->f.nr_raw);
+		book_lost(new + c->idx);
+	} else {
+		book_lost(pfn);
+	}
+
+	pfn = c->head + c->other;
+	if (peer_loses(c) && peer_has_lost(c)) {
+		if (c->race->act == ACT_SOFT_OFFLINE && standing_of(pfn) != LOST)
+			atomic_fetch_add(&book->nr_soft, 1);
+		book_lost(pfn);
+	} else if (peer_loses(c) && c->other != c->idx) {
+		change_standing(pfn, HIT, HEALTHY);
+	}
+
+	if (c->wild) {
+		book->shot_ns = now_ns();
+		region_of(c->head)->shot_ns = book->shot_ns;
+		__atomic_store_n(&region_of(c->head)->wild, 0, __ATOMIC_SEQ_CST);
+		atomic_fetch_sub(&book->nr_wild, 1);
+	} else if (c->race->gone) {
+		atomic_fetch_sub(&book->nr_loose, 1);
+	}
+}
+
+/* Was each of them told what it should be? */
+static bool race_was_right(struct contest *c)
+{
+	int ret = c->ret, other = c->peer->ret;
+
+	switch (c->race->act) {
+	case ACT_HIT:
+		/* In a plain file the one may take it all away from the other. */
+		if (!c->f.keep)
+			return was_hit(ret) || was_hit(other);
+		if (c->idx == c->other)
+			return !ret != !other;
+		return !ret && !other;
+	case ACT_PUNCH:
+	case ACT_TRUNCATE:
+	case ACT_DROP:
+		if (other)
+			return false;
+		break;
+	default:
+		break;
+	}
+
+	/* While it is being allocated anew, a hugepage can't be handled. */
+	if (c->wild)
+		return !ret || ret == -EBUSY;
+	if (c->race->gone && (ret == -EFAULT || ret == -ENOMEM))
+		return true;
+	return c->f.keep ? !ret : was_hit(ret);
+}
+
+/* What is in the file when the race is over? */
+static void look_again(struct worker *w, struct contest *c)
+{
+	struct file *f = &c->f;
+
+	f->head[0] = mapped_pfn(f->map);
+	if (f->head[0] == NO_PFN)
+		f->head[0] = c->head;
+	if (f->head[0] != c->head) {
+		note_hugepage(f->head[0], f->nr_raw);
+		return;
+	}
+	if (c->race->gone && mapped_pfn(f->map) == NO_PFN)
+		return;
+	if (madvise(f->map, f->size, MADV_DONTNEED))
+		fail(w, "MADV_DONTNEED: %s", strerror(errno));
+	read_page(w, f, c->idx, f->map, true);
+}
+
+static void op_race(struct worker *w)
+{
+	const struct race *r = &races[below(w, ARRAY_SIZE(races))];
+	struct contest c = {
+		.race = r,
+		.peer = w->peer[r->thread ? 0 : below(w, 2)],
+		.how = BY_MADVISE,
+		.f.fd = -1,
+	};
+
+	if (r->by_pfn && (!r->by_madvise || one_in(w, 2)))
+		c.how = BY_PFN;
+	if (book->real && (!r->by_pfn || r->act == ACT_HIT))
+		return;
+	if (book->real)
+		c.how = BY_SCRUB;
+	/* It must still be a hugepage when it is hit, if only one in the pool. */
+	c.wild = r->gone && c.how != BY_MADVISE;
+	if (c.wild && !book->still)
+		return;
+
+	if (!open_file(w, &c.f, book->real || !r->plain || !one_in(w, 4), 1))
+		return;
+	if (prepare_race(w, &c)) {
+		run_race(w, &c);
+		book_race(&c);
+		if (!race_was_right(&c))
+			fail(w, "error %d in page %#lx against %d by %s in %#lx: %d, %d", c.how,
+			     c.head + c.idx, r->act, c.peer->is_process ? "process" : "thread",
+			     c.head + c.other, c.ret, c.peer->ret);
+		if (c.f.fd >= 0)
+			look_again(w, &c);
+	}
+	if (c.f.fd >= 0) {
+		close_file(w, &c.f);
+	} else {
+		leave(w, &c.f, 0);
+		free(c.f.gen);
+	}
+}
+
+/*
+ * Who is at work
+ */
+
+static const struct op ops[] = {
+	{ "create",		16,	16,	false,	op_create },
+	{ "close",		8,	4,	false,	op_close },
+	{ "write",		8,	8,	false,	op_write },
+	{ "read",		10,	10,	false,	op_read },
+	{ "read afresh",	12,	12,	false,	op_read_afresh },
+	{ "pread",		8,	12,	false,	op_pread },
+	{ "populate",		4,	4,	false,	op_populate },
+	{ "copy",		3,	3,	false,	op_private },
+	{ "lose",		40,	30,	true,	op_lose },
+	{ "lose again",		5,	2,	true,	op_lose_again },
+	{ "punch",		6,	3,	false,	op_punch },
+	{ "punch a part",	6,	8,	false,	op_punch_part },
+	{ "truncate",		4,	2,	false,	op_truncate },
+	{ "child",		3,	3,	false,	op_child },
+	{ "pin",		6,	6,	false,	op_pin },
+	{ "unpin",		5,	5,	false,	op_unpin },
+	{ "lose pinned",	6,	0,	false,	op_lose_pinned },
+	{ "move",		6,	6,	false,	op_move },
+	{ "soft-offline",	1,	1,	false,	op_soft_offline },
+	{ "give back",		12,	0,	false,	op_give_back },
+	{ "give back a plain",	6,	0,	false,	op_adopt },
+	{ "give back in use",	3,	3,	false,	op_give_back_in_use },
+	{ "race",		20,	15,	true,	op_race },
+	{ }
+};
+
+static const struct op *any_op(struct worker *w)
+{
+	unsigned long sum = 0, n;
+	const struct op *op;
+
+	for (op = ops; op->name; op++)
+		sum += book->real ? op->weight_real : op->weight;
+	n = below(w, sum);
+	for (op = ops; op->name; op++) {
+		sum = book->real ? op->weight_real : op->weight;
+		if (n < sum)
+			break;
+		n -= sum;
+	}
+	return op;
+}
+
+/* All CPUs have their share, those too that are kept free of others. */
+static void spread(unsigned int nr)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(nr % sysconf(_SC_NPROCESSORS_ONLN), &one);
+	if (!book->real)
+		sched_setaffinity(0, sizeof(one), &one);
+}
+
+static void join_cgroup(void)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", book->cgroup);
+	if (book->cgroup[0] && !write_long(path, getpid()))
+		fail(NULL, "can't join %s", book->cgroup);
+}
+
+static void be_worker(unsigned int nr)
+{
+	struct worker w = {
+		.nr = nr,
+		.op = "start",
+		.size = book->giant && !nr ? SZ_1G : SZ_2M,
+	};
+	const struct op *op;
+	uint64_t start;
+	unsigned int i;
+
+	join_cgroup();
+	catch_sigbus();
+	/* For the peers: they go where they were started. */
+	spread(nr + 1);
+	w.buf = aligned_alloc(psize(), 4 * psize());
+	for (i = 0; i < NR_FILES; i++)
+		w.file[i].fd = -1;
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+	start_peers(&w);
+	spread(nr);
+
+	for (w.step = 0; !book->stop; w.step++) {
+		w.random = mix(book->seed ^ mix(book->round << 40 | (uint64_t)nr << 32 | w.step));
+		op = any_op(&w);
+		w.op = op->name;
+		enter_world(op->alone);
+		start = now_ns();
+		op->run(&w);
+		book->spent_us[op - ops] += (now_ns() - start) / 1000;
+		leave_world();
+		book->nr_done[op - ops]++;
+	}
+
+	for (i = 0; i < NR_FILES; i++)
+		close_file(&w, &w.file[i]);
+	for (i = 0; i < NR_PINS; i++)
+		if (w.pin[i].used)
+			release_pin(&w.pin[i]);
+	stop_peers(&w);
+	_exit(0);
+}
+
+/* At no time may a lost page be free, or belong to anybody once it is released. */
+static void be_flags_checker(void)
+{
+	const uint64_t bad = KPF_IN_USE | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
+	uint64_t random = mix(book->seed ^ book->round);
+	unsigned int tries, seen;
+	unsigned long pfn, nr;
+	uint64_t flags;
+
+	while (!book->stop) {
+		nr = book->nr_listed;
+		if (!nr) {
+			usleep(1000);
+			continue;
+		}
+		random = mix(random);
+		pfn = book->listed[random % (nr < MAX_LISTED ? nr : MAX_LISTED)];
+		for (tries = seen = 0; tries < 500 && !book->stop; tries++) {
+			if (!pfn || standing_of(pfn) != LOST)
+				break;
+			enter_world(false);
+			flags = flags_of(pfn);
+			leave_world();
+			if (standing_of(pfn) != LOST)
+				break;
+			/* It takes two looks to be sure, for one isn't atomic. */
+			if ((flags & KPF_BUDDY) && seen++) {
+				fail(NULL, "lost page %#lx is free: %#lx", pfn, flags);
+				break;
+			}
+			if (flags & KPF_BUDDY)
+				continue;
+			if ((flags & KPF_HWPOISON) && ((flags & KPF_HUGE) || !(flags & bad)))
+				break;
+			/* On its way from the one to the other. */
+			usleep(2000);
+		}
+		if (tries == 500)
+			fail(NULL, "lost page %#lx is in use: %#lx", pfn, flags);
+	}
+}
+
+/* Whatever else is allocated, no lost page is part of it. */
+static void allocate(const char *kind, int fd, bool huge)
+{
+	const size_t len = 4 * SZ_2M;
+	unsigned long pfn;
+	char *map;
+	size_t i;
+
+	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		return;
+	madvise(map, len, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	madvise(map, len, MADV_POPULATE_WRITE);
+	for (i = 0; i < len; i += psize()) {
+		pfn = mapped_pfn(map + i);
+		if (pfn < book->nr_pages &&
+		    (standing_of(pfn) == LOST || standing_of(pfn) == ALIEN))
+			fail(NULL, "lost page %#lx is part of %s", pfn, kind);
+	}
+	munmap(map, len);
+}
+
+static void be_memory_checker(void)
+{
+	int fd;
+
+	while (!book->stop) {
+		enter_world(false);
+		allocate("anonymous memory", -1, false);
+		allocate("anonymous memory", -1, true);
+		fd = memfd_create("hugetlb-mfr-stress", 0);
+		if (fd >= 0 && !ftruncate(fd, 4 * SZ_2M))
+			allocate("the page cache", fd, false);
+		close(fd);
+		leave_world();
+		usleep(book->real ? 200000 : 10000);
+	}
+}
+
+/*
+ * Rounds
+ */
+
+/* What a look at all memory brings. */
+struct census {
+	unsigned long nr_huge;		/* raw pages in hugepages */
+	unsigned long nr_lost;
+	unsigned long nr_open;		/* being hit when their worker was killed */
+	unsigned long nr_unknown;
+	unsigned long nr_offlined;	/* hugepages that have left a pool */
+	unsigned long last_offlined;
+};
+
+/* What the book and the kernel say of one page when nobody is at work any more. */
+static void count_page(struct census *c, unsigned long pfn, uint64_t flags)
+{
+	bool huge = flags & KPF_HUGE, bad = flags & KPF_HWPOISON;
+	enum standing s = standing_of(pfn);
+	unsigned long id;
+
+	if (s == HIT || s == BACK) {
+		c->nr_open++;
+		if (bad && s == HIT)
+			book_lost(pfn);
+		s = bad ? LOST : HEALTHY;
+		page_book[pfn] = s;
+	}
+	if (s == LOST && !bad)
+		fail(NULL, "lost page %#lx looks healthy: %#lx", pfn, flags);
+	if (s == LOST && !huge && (flags & (KPF_IN_USE | KPF_BUDDY)))
+		fail(NULL, "lost page %#lx is in use: %#lx", pfn, flags);
+	if (s == HEALTHY && bad && !huge) {
+		c->nr_unknown++;
+		book_lost(pfn);
+		s = LOST;
+	}
+	if (s != LOST)
+		return;
+	c->nr_lost++;
+	/* One for each hugepage that has fallen to pieces. */
+	id = pfn / ((region_of(pfn)->giant ? SZ_1G : SZ_2M) / psize());
+	if (!huge && id != c->last_offlined) {
+		c->nr_offlined++;
+		c->last_offlined = id;
+	}
+}
+
+/* Look at all memory, or in short at what were hugepages in this test. */
+static void count_pages(struct census *c, bool first, bool all)
+{
+	const unsigned long nr = SZ_2M / psize();
+	uint64_t *flags = calloc(nr, sizeof(*flags));
+	unsigned long start, i;
+
+	memset(c, 0, sizeof(*c));
+	c->last_offlined = -1UL;
+	for (start = 0; start + nr <= book->nr_pages; start += nr) {
+		bool look = all || region_of(start)->seen;
+
+		if (!read_kpageflags(start, look ? nr : 1, flags))
+			continue;
+		if (flags[0] & KPF_HUGE)
+			c->nr_huge += nr;
+		for (i = 0; look && i < nr; i++)
+			if (!first)
+				count_page(c, start + i, flags[i]);
+			else if (flags[i] & KPF_HWPOISON)
+				page_book[start + i] = ALIEN;
+	}
+	free(flags);
+}
+
+static unsigned long next_lost(unsigned long pfn)
+{
+	while (pfn < book->nr_pages && page_book[pfn] != LOST && page_book[pfn] != HIT &&
+	       page_book[pfn] != BACK)
+		pfn++;
+	return pfn;
+}
+
+static bool pool_is_at_rest(unsigned long size)
+{
+	struct pool pool = pool_read(size);
+
+	return pool.free == pool.nr && !pool.resv && !pool.surplus;
+}
+
+/* What was released is released at last, and plain hugepages come back. */
+static void wait_for_rest(void)
+{
+	unsigned long pfn;
+	unsigned int tries;
+
+	for (tries = 0; tries < 500; tries++) {
+		if (pool_is_at_rest(SZ_2M) && (!book->giant || pool_is_at_rest(SZ_1G)))
+			return;
+		for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
+		     pfn = next_lost(pfn + 1))
+			if (flags_of(pfn) & KPF_HUGE)
+				give_back(pfn);
+		if (tries)
+			usleep(10000);
+	}
+	fail(NULL, "the pool is not at rest: %ld of %ld free, %ld reserved, %ld surplus",
+	     pool_get(SZ_2M, "free_hugepages"), pool_get(SZ_2M, "nr_hugepages"),
+	     pool_get(SZ_2M, "resv_hugepages"), pool_get(SZ_2M, "surplus_hugepages"));
+}
+
+/* Soft-offlining takes a page off the per-cpu lists, and so empties them. */
+static void drain(unsigned long pfn)
+{
+	char addr[32];
+	int fd;
+
+	snprintf(addr, sizeof(addr), "0x%lx\n", pfn * psize());
+	fd = open(SOFT_OFFLINE_PAGE, O_WRONLY);
+	if (fd >= 0 && write(fd, addr, strlen(addr)) > 0) {
+		book_lost(pfn);
+		atomic_fetch_add(&book->nr_soft, 1);
+		if (!ledger->for_ever)
+			give_back(pfn);
+	}
+	close(fd);
+}
+
+/*
+ * Pages of what was a hugepage that are nobody's, and yet not free.  Some of them
+ * are only on their way: try to bring them home.
+ */
+static unsigned long nr_missing(unsigned int round)
+{
+	const unsigned long nr = SZ_2M / psize();
+	unsigned long pfn, i, sum = 0;
+	uint64_t flags[512];
+
+	for (pfn = 0; pfn + nr <= book->nr_pages; pfn += nr) {
+		if (!region_of(pfn)->seen || nr > 512 || !read_kpageflags(pfn, nr, flags))
+			continue;
+		for (i = 0; i < nr; i++) {
+			if (standing_of(pfn + i) != HEALTHY ||
+			    (flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+				continue;
+			/* Some are the kernel's own, and can't be moved. */
+			if (sum++ % 8 == round % 8 && sum < 64)
+				drain(pfn + i);
+		}
+	}
+	return sum;
+}
+
+static void check_cgroup(const char *name)
+{
+	static const char * const sizes[] = { "2MB", "1GB" };
+	unsigned int i, tries;
+	char path[160];
+	long usage = 0;
+
+	for (i = 0; book->cgroup[0] && i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/hugetlb.%s.%s", book->cgroup, sizes[i], name);
+		for (tries = 0; tries < 100 && read_long(path, &usage) && usage; tries++)
+			usleep(10000);
+		if (usage)
+			fail(NULL, "%s is %ld", path, usage);
+	}
+}
+
+static void end_round(struct pool *before, bool killed, bool last)
+{
+	unsigned long pfn, missing = 0, tries, loose = book->nr_loose;
+	struct pool pool;
+	long expected, offlined;
+	struct census c;
+
+	wait_for_rest();
+	count_pages(&c, false, last);
+	if (c.nr_unknown > loose)
+		fail(NULL, "%lu pages are poisoned that nobody has hit", c.nr_unknown);
+	book->nr_loose = 0;
+	if (c.nr_open && !killed)
+		fail(NULL, "%lu pages are neither lost nor healthy", c.nr_open);
+
+	pool = pool_read(SZ_2M);
+	expected = pool.nr * (SZ_2M / psize());
+	if (book->giant)
+		expected += pool_get(SZ_1G, "nr_hugepages") * (SZ_1G / psize());
+	if (c.nr_huge != expected)
+		fail(NULL, "%lu pages in hugepages, but %lu in the pools", c.nr_huge, expected);
+	/* What a machine check has offlined stays so. */
+	offlined = c.nr_offlined - book->nr_offlined;
+	book->nr_offlined = ledger->for_ever ? c.nr_offlined : 0;
+	if (book->still && !book->giant && pool.nr != before->nr - offlined)
+		fail(NULL, "%ld hugepages of %ld with %ld offlined", pool.nr, before->nr,
+		     offlined);
+
+	expected = book->corrupted + c.nr_lost * (psize() >> 10);
+	if (hardware_corrupted() != expected)
+		fail(NULL, "HardwareCorrupted is %ld kB instead of %ld", hardware_corrupted(),
+		     expected);
+	/* Who was killed can't tell any more what has happened. */
+	expected = book->handled + book->nr_lost - book->nr_soft;
+	if (book->handled >= 0 && labs(mf_handled() - expected) > (long)c.nr_open)
+		fail(NULL, "%ld failures counted instead of %ld", mf_handled(), expected);
+	if (book->handled >= 0)
+		book->handled += mf_handled() - expected;
+	check_cgroup("current");
+	check_cgroup("rsvd.current");
+
+	for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
+	     pfn = next_lost(pfn + 1))
+		if (!give_back_at_last(pfn))
+			fail(NULL, "page %#lx can't be unpoisoned: %#lx", pfn, flags_of(pfn));
+	if (!ledger->for_ever && hardware_corrupted() != book->corrupted)
+		fail(NULL, "HardwareCorrupted is %ld kB at last instead of %ld",
+		     hardware_corrupted(), book->corrupted);
+
+	for (tries = 0; tries < 16; tries++) {
+		missing = nr_missing(tries);
+		if (!missing)
+			break;
+		usleep(5000);
+	}
+	if (missing > NR_UNKNOWN)
+		fail(NULL, "%lu healthy pages are missing", missing);
+	ksft_print_msg("round %lu: %lu lost, %ld offlined, pool %ld/%ld, %lu hits, %lu missing\n",
+		       book->round, c.nr_lost, offlined, pool.nr, before->nr,
+		       book->nr_hits, missing);
+}
+
+/* In a round that isn't still. */
+static void touch_pool(uint64_t random)
+{
+	write_long(pool_path(SZ_2M, "nr_overcommit_hugepages"), random % 16);
+	write_long(pool_path(SZ_2M, "nr_hugepages"), POOL_2M - 64 + (random >> 8) % 80);
+	if (book->giant && !(random >> 32 & 15))
+		write_long(pool_path(SZ_1G, "nr_hugepages"), POOL_1G - (random >> 40) % 2);
+}
+
+static bool round_is_over(uint64_t start)
+{
+	struct pool pool = pool_read(SZ_2M);
+
+	if (book->stop || (book->limit && book->nr_hits >= book->limit))
+		return true;
+	if (book->still && pool.free - pool.resv < 2 * MARGIN)
+		return true;
+	return now_ns() - start > ROUND_MS * 1000000ULL;
+}
+
+static bool is_last(void)
+{
+	return book->limit ? book->nr_hits >= book->limit :
+	       now_ns() - book->start_ns > book->seconds * 1000000000ULL;
+}
+
+/* Returns whether it was the last one. */
+static bool run_round(void)
+{
+	bool kill_all = !book->real && book->round % 4 == 3;
+	uint64_t random = mix(book->seed + book->round);
+	pid_t worker[MAX_WORKERS + 2];
+	uint64_t start = now_ns();
+	struct pool before;
+	unsigned int i;
+	int status;
+	bool last;
+	pid_t pid;
+
+	write_long(pool_path(SZ_2M, "nr_overcommit_hugepages"), 0);
+	if (!pool_grow(SZ_2M, POOL_2M))
+		fail(NULL, "can't fill the pool again");
+	if (book->giant)
+		pool_grow(SZ_1G, POOL_1G);
+	before = pool_read(SZ_2M);
+	book->stop = false;
+	book->still = book->real || book->round % 2 == 0;
+	book->nr_listed = 0;
+	book->nr_wild = 0;
+	for (i = 0; i < book->nr_regions; i++)
+		region_book[i].wild = 0;
+	fflush(stdout);
+	for (i = 0; i < book->nr_workers + 2; i++) {
+		worker[i] = fork_helper();
+		if (worker[i])
+			continue;
+		if (i == book->nr_workers)
+			be_flags_checker();
+		else if (i > book->nr_workers)
+			be_memory_checker();
+		else
+			be_worker(i);
+		_exit(0);
+	}
+
+	while (!round_is_over(start)) {
+		random = mix(random);
+		if (!book->still)
+			touch_pool(random);
+		usleep(20000);
+	}
+	for (i = 0; kill_all && !book->nr_reports && i < book->nr_workers; i++)
+		kill(worker[i], SIGKILL);
+	book->stop = true;
+
+	/* All there are: peers and children of those who were killed, too. */
+	for (i = 0; i < 1000; ) {
+		pid = waitpid(-1, &status, WNOHANG);
+		if (pid < 0)
+			break;
+		if (!pid) {
+			usleep(10000);
+			i++;
+		} else if (!kill_all && !(WIFEXITED(status) && !WEXITSTATUS(status)) &&
+			   !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) {
+			fail(NULL, "process %d ended with %#x", pid, status);
+		}
+	}
+	if (i == 1000) {
+		fail(NULL, "somebody hangs");
+		return true;
+	}
+	last = is_last();
+	if (!book->nr_reports)
+		end_round(&before, kill_all, last);
+	return last;
+}
+
+/*
+ * Setting up
+ */
+
+static unsigned long parameter(const char *name, unsigned long val)
+{
+	const char *text = getenv(name);
+
+	return text ? strtoul(text, NULL, 0) : val;
+}
+
+static unsigned long end_of_memory(void)
+{
+	unsigned long spanned = 0, start, end = 0;
+	FILE *f = fopen("/proc/zoneinfo", "r");
+	char line[128];
+
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, " spanned %lu", &spanned) == 1)
+			continue;
+		if (sscanf(line, " start_pfn: %lu", &start) == 1 && start + spanned > end)
+			end = start + spanned;
+	}
+	if (f)
+		fclose(f);
+	return end;
+}
+
+static void *share(size_t len)
+{
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		ksft_exit_fail_perror("mmap");
+	return p;
+}
+
+static void open_book(void)
+{
+	book = share(sizeof(*book));
+	book->nr_pages = end_of_memory();
+	book->nr_regions = book->nr_pages / (SZ_2M / psize()) + 1;
+	page_book = share(book->nr_pages + 1);
+	region_book = share(book->nr_regions * sizeof(*region_book));
+	book->seed = parameter("HUGETLB_MFR_SEED", time(NULL));
+	book->seconds = parameter("HUGETLB_MFR_SECONDS", 15);
+	book->limit = parameter("HUGETLB_MFR_INJECTIONS", 0);
+	book->nr_workers = parameter("HUGETLB_MFR_WORKERS", 4);
+	if (book->nr_workers > MAX_WORKERS)
+		book->nr_workers = MAX_WORKERS;
+}
+
+/* A cgroup that counts the hugepages of the workers, where there are cgroups. */
+static void make_cgroup(void)
+{
+	char path[sizeof(book->cgroup)];
+
+	snprintf(book->cgroup_root, sizeof(book->cgroup_root), "/tmp/hugetlb-mfr-XXXXXX");
+	if (!mkdtemp(book->cgroup_root)) {
+		book->cgroup_root[0] = 0;
+		return;
+	}
+	if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, NULL))
+		return;
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
+	if (!write_text(path, "+hugetlb"))
+		return;
+	snprintf(path, sizeof(path), "%s/hugetlb-mfr-stress", book->cgroup_root);
+	if (!mkdir(path, 0700))
+		snprintf(book->cgroup, sizeof(book->cgroup), "%s", path);
+}
+
+static void remove_cgroup(void)
+{
+	unsigned int tries;
+
+	if (!book->cgroup_root[0])
+		return;
+	for (tries = 0; book->cgroup[0] && rmdir(book->cgroup) && tries < 100; tries++)
+		usleep(10000);
+	umount(book->cgroup_root);
+	rmdir(book->cgroup_root);
+	book->cgroup[0] = 0;
+	book->cgroup_root[0] = 0;
+}
+
+/* Whatever has happened: give back what the book calls lost. */
+static long close_book(void)
+{
+	unsigned long pfn;
+	unsigned int tries;
+
+	remove_cgroup();
+	if (ledger->for_ever || !book->open)
+		return 0;
+	book->open = false;
+	for (tries = 0; tries < 100 && hardware_corrupted() != book->corrupted; tries++) {
+		for (pfn = next_lost(0); pfn < book->nr_pages; pfn = next_lost(pfn + 1))
+			if (!give_back(pfn) && !(flags_of(pfn) & KPF_HWPOISON))
+				page_book[pfn] = HEALTHY;
+		if (tries)
+			usleep(20000);
+	}
+	return hardware_corrupted() - book->corrupted;
+}
+
+static void clean_up_stress(void)
+{
+	if (getpid() == ledger->owner)
+		close_book();
+}
+
+FIXTURE(stress)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(stress)
+{
+	bool giant;
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(stress, simulated_2m)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(stress, simulated_2m_and_1g)
+{
+	.giant = true,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(stress, machine_checks_2m)
+{
+	.injector = &by_mce,
+};
+
+FIXTURE_SETUP(stress)
+{
+	pthread_rwlockattr_t attr;
+
+	close_book();
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (variant->giant && !pool_exists(SZ_1G))
+		SKIP(return, "no hugepages of 1 GiB here");
+	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, POOL_2M);
+	if (_metadata->exit_code)
+		return;
+	if (variant->giant && !pool_grow(SZ_1G, POOL_1G))
+		SKIP(return, "can't get %d hugepages of 1 GiB", POOL_1G);
+
+	book->giant = variant->giant;
+	book->real = variant->injector->for_real;
+	book->stop = false;
+	book->nr_reports = 0;
+	book->nr_hits = 0;
+	book->nr_lost = 0;
+	book->nr_back = 0;
+	book->nr_soft = 0;
+	book->nr_offlined = 0;
+	book->shot_ns = 0;
+	memset(book->nr_done, 0, sizeof(book->nr_done));
+	memset(book->spent_us, 0, sizeof(book->spent_us));
+	book->corrupted = self->s.corrupted;
+	book->open = true;
+	book->handled = mf_handled();
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&book->world, &attr);
+	make_cgroup();
+	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
+}
+
+FIXTURE_TEARDOWN_PARENT(stress)
+{
+	EXPECT_EQ(0, close_book());
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG_RUN)
+{
+	const struct op *op;
+	bool last = false;
+	struct census c;
+	unsigned int i;
+
+	TH_LOG("seed %lu: to replay, set HUGETLB_MFR_SEED=%lu", book->seed, book->seed);
+	if (!book->cgroup[0])
+		TH_LOG("no hugetlb controller of cgroup2, so that its counters aren't checked");
+	memset(page_book, HEALTHY, book->nr_pages);
+	memset(region_book, 0, book->nr_regions * sizeof(*region_book));
+	count_pages(&c, true, true);
+
+	book->start_ns = now_ns();
+	for (book->round = 0; !last && !book->nr_reports; book->round++)
+		last = run_round();
+
+	for (i = 0; i < book->nr_reports && i < MAX_REPORTS; i++)
+		TH_LOG("%s", book->report[i]);
+	TH_LOG("seed %lu: %lu injections, %lu pages lost, %lu soft-offlined, %lu given back",
+	       book->seed, book->nr_hits, book->nr_lost, book->nr_soft, book->nr_back);
+	for (op = ops; op->name; op++)
+		ksft_print_msg("%s: %lu in %lu ms\n", op->name, book->nr_done[op - ops],
+			       book->spent_us[op - ops] / 1000);
+	EXPECT_EQ(0, book->nr_reports);
+	EXPECT_LT(0, book->nr_lost);
+}
+
+int main(int argc, char **argv)
+{
+	struct __fixture_metadata *f;
+	struct __test_metadata *t;
+
+	open_ledger();
+	open_book();
+	atexit(clean_up_stress);
+	for (f = __fixture_list; f; f = f->next)
+		for (t = f->tests; t; t = t->next)
+			t->timeout += 2 * book->seconds + book->limit / 50;
+	return test_harness_run(argc, argv);
+}
