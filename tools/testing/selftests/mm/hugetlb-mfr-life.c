@@ -853,12 +853,12 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 		before = __atomic_load_n(used, __ATOMIC_RELAXED);
 		lose(_metadata, s, i * s->nr_raw);
 		lose(_metadata, s, i * s->nr_raw + s->nr_raw / 2);
-		for (tries = 0; tries < 1000; tries++) {
+		for (tries = 0; tries < 10000; tries++) {
 			if (__atomic_load_n(used, __ATOMIC_RELAXED) - before > 50)
 				break;
 			usleep(1000);
 		}
-		EXPECT_NE(1000, tries);
+		EXPECT_NE(10000, tries);
 		EXPECT_EQ(0, ftruncate(s->fd, i * s->size));
 		wait_for_pool(_metadata, s, NR_SEVERAL - i, i);
 	}
@@ -867,6 +867,8 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 	let_go(_metadata, s);
 	wait_for_pool(_metadata, s, NR_SEVERAL, 0);
 	expect_corrupted(_metadata, s);
+	/* What is freed first is taken first, and a kernel stack shows no flag. */
+	s->nr_unknown = 4;
 	for (i = 0; i < NR_SEVERAL; i++)
 		expect_all_come_back(_metadata, s, i);
 }
@@ -1589,8 +1591,10 @@ static void setup_block(struct __test_metadata *_metadata, struct subject *s,
 		block[0] = movable_block(n->to);
 		if (block[0] < 0)
 			SKIP(return, "no memory block can go offline");
-		open_in_range(_metadata, s, n->to, block[0] * pages_in_block(),
-			      pages_in_block());
+		/* In the second half, to leave room for others in front of it. */
+		open_in_range(_metadata, s, n->to,
+			      (2 * block[0] + 1) * pages_in_block() / 2,
+			      pages_in_block() / 2);
 	} else {
 		/* It fills its blocks, there is no room for anything else. */
 		open_on_node(_metadata, s, n, n->to, 0);
@@ -1786,8 +1790,6 @@ TEST_F_TIMEOUT(crowded_block, moves_what_it_can_but_no_lost_pages, 2 * SLOW)
 	char *map;
 	int fd;
 
-	if (s->head[0] == first)
-		SKIP(return, "the hugepage is the first of its block");
 	fd = create_memfd(s->size, 0);
 	ASSERT_LE(0, fd);
 	map = map_in_range(_metadata, s, fd, self->n.to, first, s->head[0] - first);
@@ -3001,15 +3003,17 @@ TEST_F_TIMEOUT(circle, unpoisoning_races_with_the_release, SLOW)
 	unsigned long *pfns = alloc_shared(psize());
 	pid_t pid[NR_UNPOISONERS];
 	unsigned int i, j, tries;
+	/* The subject is shared with the children, and about to change. */
+	char *map = s->map;
+	int fd = s->fd;
 
 	ASSERT_NE(NULL, pfns);
 	for (i = 0; i < NR_UNPOISONERS; i++) {
 		pid[i] = fork_helper();
 		ASSERT_LE(0, pid[i]);
 		if (!pid[i]) {
-			/* The subject is shared, the mapping is not. */
-			munmap(s->map, s->size);
-			close(s->fd);
+			munmap(map, s->size);
+			close(fd);
 		}
 		while (!pid[i])
 			for (j = 0; j < NR_SPOTS; j++)
@@ -3027,7 +3031,7 @@ TEST_F_TIMEOUT(circle, unpoisoning_races_with_the_release, SLOW)
 		EXPECT_EQ(0, close(s->fd));
 
 		/* And everything afterwards, once. */
-		for (tries = 0; tries < 1000; tries++) {
+		for (tries = 0; tries < 10000; tries++) {
 			if (hardware_corrupted() == s->corrupted)
 				break;
 			usleep(1000);
