@@ -10,6 +10,7 @@ WHICH := $(if $(STOCK),stock,patched)
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
+	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make lint       only the static tests"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
 	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
@@ -25,7 +26,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check lint tree refresh series:
+run check check-peers lint tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -43,4 +44,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check lint kernel boot tree refresh series rangediff clean
+.PHONY: help run check check-peers lint kernel boot tree refresh series rangediff clean

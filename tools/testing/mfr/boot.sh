@@ -3,10 +3,11 @@
 # boot.sh stock|patched NAME SECONDS [COMMAND;COMMAND...]
 #
 # Boot a kernel under QEMU's TCG and run the commands in it, on Intel's CPUs, or
-# AMD's if NAME ends in -amd. Leaves in $O/runs/NAME-KERNEL: what was run (command,
-# config, versions), console.log, and results: what the machine has written to its
-# second serial line. Fails if the machine hangs, panics, warns or doesn't get to
-# its end. Without commands: a shell on this terminal.
+# AMD's if NAME ends in -amd; check-peers.sh's machine if NAME begins with peers.
+# Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
+# and results: what the machine has written to its second serial line. Fails if the
+# machine hangs, panics, warns or doesn't get to its end. Without commands: a shell on
+# this terminal.
 
 . "${0%/*}/lib.sh"
 
@@ -22,13 +23,19 @@ echo "verdict missing" >"$run/results"
 # nodes, for what moves pages.
 append="console=ttyS0 panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
+append="$append tsc=reliable mce=ignore_ce"
 # Two CPUs without ticks, for the victims of machine checks. The machine injects
 # those itself: it has a line to its own monitor.
-append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
-append="$append tsc=reliable mce=ignore_ce"
+case $name in
+peers*)	initramfs=peers ;;
+*)	initramfs=initramfs
+	append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1" ;;
+esac
 # (With ERMS the kernel clears and copies memory by the byte, which is slow here. But
 # without it a copy doesn't survive that its source is lost meanwhile.)
+# (Where there are 1 GiB hugepages the mm selftests use them, which takes long.)
 case $name in
+peers-mm*) cpu=Skylake-Server,-erms,-pdpe1gb ;;
 *-erms)	cpu=Skylake-Server ;;
 *-cma)	cpu=Skylake-Server,-erms append="$append hugetlb_cma=0:2G,1:2G" ;;
 *-boot)	cpu=Skylake-Server,-erms append="$append hugepagesz=1G hugepages=2" ;;
@@ -45,7 +52,7 @@ qemu="qemu-system-x86_64 -accel tcg,thread=multi -cpu $cpu -smp 4 -m 8G
 	-mon chardev=monitor,mode=readline
 	-chardev socket,id=line,path=$line/monitor
 	-device virtio-serial-pci -device virtserialport,chardev=line
-	-kernel $dir/bzImage -initrd $O/$BASE$suffix/initramfs.cpio"
+	-kernel $dir/bzImage -initrd $O/$BASE$suffix/$initramfs.cpio"
 
 if [ -z "$commands" ]; then
 	$qemu -append "$append mfr_shell" -serial stdio -serial null
@@ -57,7 +64,7 @@ cp "$dir/config" "$run/config"
 	cat "$SOURCE/.git/mfr-source"
 	qemu-system-x86_64 --version | head -n 1
 	gcc --version | head -n 1
-	sha256sum "$dir/bzImage" "$O/$BASE$suffix/initramfs.cpio"
+	sha256sum "$dir/bzImage" "$O/$BASE$suffix/$initramfs.cpio"
 	echo "$qemu -append '$append mfr=\"$commands\"'"
 } >"$run/what"
 

@@ -1,12 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# Install the Debian packages that are missing, if we may.
+# packages.sh [PACKAGE...]: install the Debian packages that are missing, and those,
+# if we may.
 
 . "${0%/*}/lib.sh"
 
 wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
 	cpio gzip rsync qemu-system-x86 busybox-static bash-static sparse perl
-	python3-ply python3-git libc6-dev procps libcap-dev libnuma-dev"
+	python3-ply python3-git libc6-dev procps libcap-dev libnuma-dev $*"
 
 missing=
 for p in $wanted; do

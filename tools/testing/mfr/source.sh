@@ -4,6 +4,7 @@
 # commit, tagged "base". It comes from Debian's package, or from KSRC.
 
 . "${0%/*}/lib.sh"
+. "$MFR/apt.sh"
 
 pkg=linux-source-$BASE
 cache=$O/cache
@@ -21,48 +22,15 @@ case $BASE in
 *)   suite= ;;
 esac
 
-# Print an apt source line for $suite: the mirror is the machine's own.
-private_list() {
-	. /etc/os-release
-	for f in /etc/apt/sources.list.d/*.sources; do
-		[ -f "$f" ] || continue
-		awk -v RS= -v own="$VERSION_CODENAME" -v suite="$suite" '
-		{
-			uri = key = ""; ours = 0
-			n = split($0, line, "\n")
-			for (i = 1; i <= n; i++) {
-				split(line[i], w, " ")
-				if (w[1] == "URIs:") uri = w[2]
-				if (w[1] == "Signed-By:") key = w[2]
-				if (w[1] == "Suites:" && w[2] == own) ours = 1
-			}
-			if (ours && uri)
-				print "deb " (key ? "[signed-by=" key "] " : "") \
-				      uri " " suite " main"
-		}' "$f"
-	done
-	for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-		[ -f "$f" ] || continue
-		sed -n "s/^deb  *\(\[[^]]*\]  *\)\{0,1\}\([^ ]*\)  *$VERSION_CODENAME  *.*/deb \1\2 $suite main/p" "$f"
-	done
-}
-
 fetch() {
-	apt=apt-get
+	apt_options=
 	if [ -n "$suite" ]; then
-		private_list | head -n 1 >"$cache/apt.list"
-		[ -s "$cache/apt.list" ] ||
+		use_suite deb "$suite" "$cache" ||
 			die "no Debian mirror found in /etc/apt; use KSRC=DIR"
-		mkdir -p "$cache/lists/partial" "$cache/archives/partial"
-		apt="apt-get -o Dir::Etc::sourcelist=$cache/apt.list
-			-o Dir::Etc::sourceparts=- -o Dir::State::lists=$cache/lists
-			-o Dir::Cache=$cache -o APT::Sandbox::User=$(id -un)"
-		$apt update >"$cache/apt.log" 2>&1 ||
-			die "apt can't read suite $suite, see $cache/apt.log"
 	fi
 	say "fetching $pkg"
 	rm -f "$cache/${pkg}_"*.deb
-	(cd "$cache" && $apt download "$pkg") >>"$cache/apt.log" 2>&1 ||
+	(cd "$cache" && apt-get $apt_options download "$pkg") >>"$cache/apt.log" 2>&1 ||
 		die "apt has no package $pkg, see $cache/apt.log; or use KSRC=DIR"
 	deb=$(ls "$cache/${pkg}_"*.deb)
 }

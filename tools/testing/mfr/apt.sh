@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0
+# Packages from a suite that may not be one of the machine's own, from the machine's
+# own mirror. After lib.sh: . "$MFR/apt.sh"
+# shellcheck shell=sh disable=SC2086
+
+# Print an apt source line of type $1 for the suite $2.
+private_list() {
+	. /etc/os-release
+	for f in /etc/apt/sources.list.d/*.sources; do
+		[ -f "$f" ] || continue
+		awk -v RS= -v own="$VERSION_CODENAME" -v type="$1" -v suite="$2" '
+		{
+			uri = key = ""; ours = 0
+			n = split($0, line, "\n")
+			for (i = 1; i <= n; i++) {
+				split(line[i], w, " ")
+				if (w[1] == "URIs:") uri = w[2]
+				if (w[1] == "Signed-By:") key = w[2]
+				if (w[1] == "Suites:" && w[2] == own) ours = 1
+			}
+			if (ours && uri)
+				print type " " (key ? "[signed-by=" key "] " : "") \
+				      uri " " suite " main"
+		}' "$f"
+	done
+	for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+		[ -f "$f" ] || continue
+		sed -n "s/^deb  *\(\[[^]]*\]  *\)\{0,1\}\([^ ]*\)  *$VERSION_CODENAME  *.*/$1 \1\2 $2 main/p" "$f"
+	done
+}
+
+# use_suite TYPE SUITE DIR: from now on $apt_options make apt use that suite alone,
+# and keep what it needs for that in DIR
+use_suite() {
+	mkdir -p "$3/lists/partial" "$3/archives/partial"
+	private_list "$1" "$2" | head -n 1 >"$3/apt.list"
+	[ -s "$3/apt.list" ] || return 1
+	apt_options="-o Dir::Etc::sourcelist=$3/apt.list -o Dir::Etc::sourceparts=-
+		-o Dir::State::lists=$3/lists -o Dir::Cache=$3
+		-o APT::Sandbox::User=$(id -un)"
+	apt-get $apt_options update >"$3/apt.log" 2>&1 ||
+		die "apt can't read suite $2, see $3/apt.log"
+}
