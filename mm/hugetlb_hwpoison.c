@@ -143,21 +143,21 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
  * For the end of @folio's life, or of its poison. The caller empties the
  * record with hugetlb_hwpoison_pop().
  *
- * Context: takes and releases hugetlb_lock. Nobody adds to the record of
- * @folio at the same time: the caller holds mf_mutex or is freeing @folio.
+ * Doesn't clear PG_hwpoison of @folio; that is up to the caller.
+ *
+ * Context: the caller holds hugetlb_lock.
  * Return: the record.
  */
 struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
 {
 	struct rb_root *root = raw_hwp_root(folio), record;
-	unsigned long flags;
 
-	spin_lock_irqsave(&hugetlb_lock, flags);
+	lockdep_assert_held(&hugetlb_lock);
+
 	write_seqcount_begin(&hwp_seq);
 	record = *root;
 	WRITE_ONCE(root->rb_node, NULL);
 	write_seqcount_end(&hwp_seq);
-	spin_unlock_irqrestore(&hugetlb_lock, flags);
 
 	return record;
 }

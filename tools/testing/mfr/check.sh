@@ -74,6 +74,19 @@ for m in $machines; do
 	[ -s "$results" ] || note fail "nothing has run in the machine mfr-$m" "$log"
 done
 
+# Who wants errors to be fatal gets that, whether or not a file keeps its hugepages.
+fatal="an error panics with vm.memory_failure_recovery=0"
+log=$O/runs/mfr-fatal-$BASE-patched$suffix
+say "mfr-fatal on the patched kernel"
+if "$MFR/boot.sh" patched mfr-fatal $((300 * slow)) \
+	"sysctl -w vm.memory_failure_recovery=0;mini-vmm 2048" 2>"$O/runs/fatal.log"; then
+	note fail "$fatal: it goes on" "$log"
+elif grep -q 'Kernel panic - not syncing: Memory failure on page' "$log/console.log"; then
+	note pass "$fatal" "$log"
+else
+	note fail "$fatal: $(tail -n 1 "$O/runs/fatal.log")" "$log"
+fi
+
 # Today's behaviour holds on stock, and what needs the flag says so.
 boot stock mfr 1500 "$stock"
 awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l }' \

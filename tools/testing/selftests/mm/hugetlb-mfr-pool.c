@@ -32,6 +32,7 @@
 
 #define _GNU_SOURCE
 #include "mfr_util.h"
+#include <glob.h>
 #include <stdarg.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
@@ -1869,6 +1870,19 @@ TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW
 	expect_all_come_back(_metadata, s, 0);
 }
 
+TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_a_lost_page_again, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (access(SOFT_OFFLINE_PAGE, W_OK) || !write_long(SOFT_OFFLINE, 1))
+		SKIP(return, "needs vm.enable_soft_offline");
+	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	EXPECT_EQ(0, write_pfn(SOFT_OFFLINE_PAGE, raw_pfn(s, spot(s, 1)) * psize()));
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	expect_corrupted(_metadata, s);
+	expect_all_come_back(_metadata, s, 0);
+}
+
 TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1896,6 +1910,7 @@ FIXTURE(gigantic)
 {
 	struct subject s;
 	long memmap;			/* pages of struct pages, without hugepages */
+	long cma_pages;			/* and what CMA can allocate then */
 };
 
 enum origin {
@@ -1963,6 +1978,22 @@ static long nr_at_boot(void)
 	return 0;
 }
 
+/* What CMA believes it has left, in all areas; -1 if it doesn't tell. */
+static long nr_cma_pages(void)
+{
+	long nr, sum = -1;
+	glob_t areas;
+	size_t i;
+
+	if (glob("/sys/kernel/mm/cma/*/available_pages", 0, NULL, &areas))
+		return -1;
+	for (i = 0; i < areas.gl_pathc; i++)
+		if (read_long(areas.gl_pathv[i], &nr))
+			sum = sum < 0 ? nr : sum + nr;
+	globfree(&areas);
+	return sum;
+}
+
 /* CMA is used by others, too. */
 #define CMA_NOISE_KB	(8 << 10)
 
@@ -1989,12 +2020,15 @@ FIXTURE_SETUP(gigantic)
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
 	cma_kb = meminfo_get("CmaFree");
 	self->memmap = nr_memmap();
+	self->cma_pages = nr_cma_pages();
 	leave_available(_metadata, s, 1);
 	if (variant->hvo && nr_memmap() == self->memmap)
 		SKIP(return, "the hugepage is not optimized");
 	cma_kb -= meminfo_get("CmaFree");
 	if (variant->origin == CMA && cma_kb < (long)(SZ_1G >> 10) - CMA_NOISE_KB)
 		SKIP(return, "needs hugetlb_cma= on the command line");
+	if (variant->origin == CMA && self->cma_pages < 0)
+		SKIP(return, "needs CONFIG_CMA_SYSFS");
 	if (variant->origin == CONTIGUOUS && cma_kb > CMA_NOISE_KB)
 		SKIP(return, "1 GiB hugepages come from CMA here");
 }
@@ -2030,8 +2064,10 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
 	expect_corrupted(_metadata, s);
 	cma_kb = meminfo_get("CmaFree") - cma_kb;
-	if (variant->origin == CMA)
+	if (variant->origin == CMA) {
 		EXPECT_LT(healthy_kb - CMA_NOISE_KB, cma_kb);
+		EXPECT_EQ(self->cma_pages, nr_cma_pages());
+	}
 	if (variant->origin == CONTIGUOUS)
 		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
 	for (i = 0; i < s->nr_huge; i++)
@@ -2039,6 +2075,16 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
 	if (variant->origin != BOOT)
 		EXPECT_EQ(self->memmap, nr_memmap());
+	/*
+	 * All that CMA believes to have can be had, now that nothing is lost.  The
+	 * pool takes hugepages from other nodes, too, so ask for all that there may be.
+	 */
+	if (variant->origin == CMA) {
+		write_long(pool_path(SZ_1G, "nr_hugepages"),
+			   meminfo_get("MemTotal") / (SZ_1G >> 10));
+		EXPECT_GT(CMA_NOISE_KB, meminfo_get("CmaFree"));
+		leave_available(_metadata, s, 1);
+	}
 }
 
 /*
