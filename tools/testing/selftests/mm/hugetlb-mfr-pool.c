@@ -70,7 +70,7 @@ static const char * const settings[] = {
 static struct taken {
 	char setting[ARRAY_SIZE(settings)][24];
 	long node_nr[MAX_SIZES][MAX_NODES];
-	char cgroup_options[128];
+	char cgroup_options[CGROUP2_OPTIONS_MAX];
 	bool cgroups;
 	bool controllers;
 	bool workers;
@@ -275,32 +275,6 @@ static bool write_group(const char *group, const char *file, const char *text)
 	return write_text(path, text);
 }
 
-/* The kernel has one set of options for all mounts of cgroup2. */
-static void save_cgroup_options(void)
-{
-	static const char * const known[] = {
-		"nsdelegate", "favordynmods", "memory_localevents",
-		"memory_recursiveprot", "memory_hugetlb_accounting",
-		"pids_localevents",
-	};
-	FILE *f = fopen("/proc/mounts", "r");
-	char *options = taken->cgroup_options;
-	char line[512];
-	unsigned int i;
-
-	while (f && fgets(line, sizeof(line), f)) {
-		if (!strstr(line, " cgroup2 "))
-			continue;
-		for (i = 0; i < ARRAY_SIZE(known); i++)
-			if (strstr(line, known[i]))
-				sprintf(options + strlen(options), "%s%s",
-					*options ? "," : "", known[i]);
-		break;
-	}
-	if (f)
-		fclose(f);
-}
-
 static void restore_cgroups(void)
 {
 	unsigned int tries;
@@ -343,7 +317,7 @@ static void save_taken(void)
 		for (node = 0; node < MAX_NODES; node++)
 			taken->node_nr[i][node] =
 				node_get(node, ledger->saved[i].size, "nr");
-	save_cgroup_options();
+	cgroup2_options(taken->cgroup_options);
 }
 
 static void restore_taken(void)
@@ -1284,8 +1258,8 @@ FIXTURE_SETUP(charged)
 		return;
 
 	taken->cgroups = true;
-	if (!mount_privately("cgroup2", "memory_hugetlb_accounting"))
-		SKIP(return, "needs cgroup2, with memory_hugetlb_accounting");
+	if (!mount_privately("cgroup2", CGROUP2_HUGETLB))
+		SKIP(return, "needs cgroup2, with " CGROUP2_HUGETLB);
 	read_text(MOUNT "/cgroup.controllers", controllers, sizeof(controllers));
 	if (!strstr(controllers, "hugetlb") || !strstr(controllers, "memory"))
 		SKIP(return, "needs the controllers hugetlb and memory");

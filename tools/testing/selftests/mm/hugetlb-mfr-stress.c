@@ -175,6 +175,10 @@ static struct book {
 	long handled;
 	char cgroup_root[64];
 	char cgroup[96];
+	char cgroup_options[CGROUP2_OPTIONS_MAX];
+	bool counts_memory;		/* the cgroup does, too */
+	bool took_hugetlb;
+	bool took_memory;
 	/* With machine checks: who shoots must be alone */
 	pthread_rwlock_t world;
 	/* Memory */
@@ -2182,6 +2186,26 @@ static void check_cgroup(const char *name)
 	}
 }
 
+/* The same for the memory controller, whose statistics take two seconds. */
+static void check_memory_cgroup(void)
+{
+	char path[128], stat[8192], *charge = NULL;
+	unsigned int tries;
+
+	if (!book->counts_memory)
+		return;
+	snprintf(path, sizeof(path), "%s/memory.stat", book->cgroup);
+	for (tries = 0; tries < 250; tries++) {
+		if (read_text(path, stat, sizeof(stat)) > 0)
+			charge = strstr(stat, "\nhugetlb ");
+		if (!charge || !atol(charge + 9))
+			break;
+		usleep(20000);
+	}
+	if (!charge || atol(charge + 9))
+		fail(NULL, "%s: hugetlb is %s", path, charge ? charge + 9 : "missing");
+}
+
 static void end_round(struct pool *before, bool killed, bool last)
 {
 	unsigned long pfn, missing = 0, tries, loose = book->nr_loose;
@@ -2222,6 +2246,7 @@ static void end_round(struct pool *before, bool killed, bool last)
 		book->handled += mf_handled() - expected;
 	check_cgroup("current");
 	check_cgroup("rsvd.current");
+	check_memory_cgroup();
 
 	for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
 	     pfn = next_lost(pfn + 1))
@@ -2413,24 +2438,56 @@ static void open_book(void)
 		book->nr_workers = MAX_WORKERS;
 }
 
+/* Enable a controller for all cgroups; @took says that it was not. */
+static bool enable_controller(const char *name, bool *took)
+{
+	char path[96], has[256] = "", command[16];
+
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
+	snprintf(command, sizeof(command), "+%s", name);
+	read_text(path, has, sizeof(has));
+	*took = !strstr(has, name) && write_text(path, command);
+	return *took || strstr(has, name);
+}
+
+static void disable_controller(const char *name, bool took)
+{
+	char path[96], command[16];
+
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
+	snprintf(command, sizeof(command), "-%s", name);
+	if (took)
+		write_text(path, command);
+}
+
 /* A cgroup that counts the hugepages of the workers, where there are cgroups. */
 static void make_cgroup(void)
 {
-	char path[sizeof(book->cgroup)];
+	char *options = book->cgroup_options;
+	char accounting[CGROUP2_OPTIONS_MAX + sizeof(CGROUP2_HUGETLB)];
+	bool memory = true;
 
+	cgroup2_options(options);
+	snprintf(accounting, sizeof(accounting), "%s%s" CGROUP2_HUGETLB, options,
+		 *options ? "," : "");
 	snprintf(book->cgroup_root, sizeof(book->cgroup_root), "/tmp/hugetlb-mfr-XXXXXX");
 	if (!mkdtemp(book->cgroup_root)) {
 		book->cgroup_root[0] = 0;
 		return;
 	}
-	if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, NULL))
+	if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, accounting)) {
+		memory = false;
+		if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, options))
+			return;
+	}
+	if (!enable_controller("hugetlb", &book->took_hugetlb))
 		return;
-	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
-	if (!write_text(path, "+hugetlb"))
-		return;
-	snprintf(path, sizeof(path), "%s/hugetlb-mfr-stress", book->cgroup_root);
-	if (!mkdir(path, 0700))
-		snprintf(book->cgroup, sizeof(book->cgroup), "%s", path);
+	book->counts_memory = enable_controller("memory", &book->took_memory) && memory;
+	snprintf(book->cgroup, sizeof(book->cgroup), "%s/hugetlb-mfr-stress",
+		 book->cgroup_root);
+	if (mkdir(book->cgroup, 0700))
+		book->cgroup[0] = 0;
+	book->counts_memory &= !!book->cgroup[0];
 }
 
 static void remove_cgroup(void)
@@ -2441,10 +2498,16 @@ static void remove_cgroup(void)
 		return;
 	for (tries = 0; book->cgroup[0] && rmdir(book->cgroup) && tries < 100; tries++)
 		usleep(10000);
+	disable_controller("memory", book->took_memory);
+	disable_controller("hugetlb", book->took_hugetlb);
+	/* Mounting once more is how the options are set back. */
 	umount(book->cgroup_root);
+	if (!mount("cgroup2", book->cgroup_root, "cgroup2", 0, book->cgroup_options))
+		umount(book->cgroup_root);
 	rmdir(book->cgroup_root);
 	book->cgroup[0] = 0;
 	book->cgroup_root[0] = 0;
+	book->counts_memory = false;
 }
 
 /* Whatever has happened: give back what the book calls lost. */
@@ -2554,6 +2617,8 @@ TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG
 	TH_LOG("seed %lu: to replay, set HUGETLB_MFR_SEED=%lu", book->seed, book->seed);
 	if (!book->cgroup[0])
 		TH_LOG("no hugetlb controller of cgroup2, so that its counters aren't checked");
+	else if (!book->counts_memory)
+		TH_LOG("hugepages aren't charged as memory: that counter isn't checked");
 	if (book->real && !book->copy_recovers)
 		TH_LOG("no ERMS: machine checks don't race with copy on write");
 	memset(page_book, HEALTHY, book->nr_pages);

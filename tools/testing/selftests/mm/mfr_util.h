@@ -376,6 +376,37 @@ static inline bool write_text(const char *path, const char *text)
 	return ok;
 }
 
+#define CGROUP2_OPTIONS_MAX	128
+#define CGROUP2_HUGETLB		"memory_hugetlb_accounting"
+
+/*
+ * The kernel has one set of options for all mounts of cgroup2, and each mount sets
+ * them anew.  Which ones are there now?
+ */
+static inline void cgroup2_options(char *options)
+{
+	static const char * const known[] = {
+		"nsdelegate", "favordynmods", "memory_localevents",
+		"memory_recursiveprot", CGROUP2_HUGETLB, "pids_localevents",
+	};
+	FILE *f = fopen("/proc/mounts", "r");
+	char line[512];
+	unsigned int i;
+
+	*options = 0;
+	while (f && fgets(line, sizeof(line), f)) {
+		if (!strstr(line, " cgroup2 "))
+			continue;
+		for (i = 0; i < ARRAY_SIZE(known); i++)
+			if (strstr(line, known[i]))
+				sprintf(options + strlen(options), "%s%s",
+					*options ? "," : "", known[i]);
+		break;
+	}
+	if (f)
+		fclose(f);
+}
+
 static inline const char *pool_path(unsigned long size, const char *name)
 {
 	static char path[PATH_MAX];
