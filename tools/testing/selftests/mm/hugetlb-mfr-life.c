@@ -10,6 +10,7 @@
  *
  * The fixtures:
  *   pinned	pipes, long-term pins and rings outlive the file
+ *   in_flight	so does direct I/O
  *   several	hugepages with many users, which let go in any order
  *   moved	system calls that move memory between nodes, and soft offlining
  *   moving	errors at the same time
@@ -23,7 +24,8 @@
  *   circle	corrupt, release, unpoison, and all over again
  *
  * Not tested here: with vm.memory_failure_recovery = 0 an error panics the machine,
- * which takes a machine that expects it.
+ * which takes a machine that expects it.  in_flight makes a block device of its own,
+ * with CONFIG_BLK_DEV_NULL_BLK and CONFIG_CONFIGFS_FS.
  */
 
 #define _GNU_SOURCE
@@ -582,6 +584,113 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile,
 	destroy_ring(&w);
 	let_go(_metadata, s);
 	expect_released(_metadata, s);
+}
+
+/*
+ * Direct I/O with a device that takes its time
+ */
+
+#define SLOW_DISK		"/sys/kernel/config/nullb/hugetlb-mfr"
+#define SLOW_DISK_NS		"4000000000"
+
+static void remove_slow_disk(void)
+{
+	write_text(SLOW_DISK "/power", "0");
+	rmdir(SLOW_DISK);
+}
+
+/* Returns a device that completes requests after SLOW_DISK_NS; 5 s are a timeout. */
+static int open_slow_disk(void)
+{
+	remove_slow_disk();
+	if (mkdir(SLOW_DISK, 0700) || !write_text(SLOW_DISK "/irqmode", "2") ||
+	    !write_text(SLOW_DISK "/completion_nsec", SLOW_DISK_NS) ||
+	    !write_text(SLOW_DISK "/power", "1"))
+		return -1;
+	return open("/dev/hugetlb-mfr", O_RDWR | O_DIRECT);
+}
+
+FIXTURE(in_flight)
+{
+	struct subject s;
+	struct ring ring;
+	int disk;
+};
+
+FIXTURE_VARIANT(in_flight)
+{
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(in_flight, madvise_2m)
+{
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(in_flight, corrupt_pfn_2m)
+{
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(in_flight, mce_2m)
+{
+	.injector = &by_mce,
+};
+
+FIXTURE_SETUP(in_flight)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (access("/sys/kernel/config/nullb", W_OK))
+		SKIP(return, "needs CONFIG_BLK_DEV_NULL_BLK, and configfs mounted");
+	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 1);
+	if (_metadata->exit_code)
+		return;
+	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	if (!need_more_hugepages(&self->s, 2))
+		SKIP(return, "can't get 3 hugepages");
+	if (!make_ring(&self->ring))
+		SKIP(return, "needs io_uring");
+	self->disk = open_slow_disk();
+	ASSERT_LE(0, self->disk);
+}
+
+FIXTURE_TEARDOWN_PARENT(in_flight)
+{
+	remove_slow_disk();
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Lose page @lost while pages 8 to 15 are on their way to or from the disk. */
+static void lose_in_flight(struct __test_metadata *_metadata, struct subject *s,
+			   struct ring *ring, int opcode, int disk, unsigned long lost)
+{
+	size_t len = 8 * psize();
+
+	ASSERT_EQ(0, submit_fixed(ring, opcode, disk, raw_page(s, 8), len));
+	lose(_metadata, s, lost);
+	let_go(_metadata, s);
+	expect_held(_metadata, s);
+	ASSERT_TRUE(is_in_flight(ring));
+	EXPECT_EQ(len, wait_fixed(ring));
+	expect_released(_metadata, s);
+	destroy_ring(ring);
+	close(disk);
+}
+
+TEST_F_TIMEOUT(in_flight, what_is_being_written_outlives_the_file, SLOW)
+{
+	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_WRITE, self->disk, 3);
+}
+
+TEST_F_TIMEOUT(in_flight, what_is_being_read_outlives_the_file, SLOW)
+{
+	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_READ, self->disk, 3);
+}
+
+TEST_F_TIMEOUT(in_flight, a_page_lost_on_its_way_is_left_out, SLOW)
+{
+	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_WRITE, self->disk, 12);
 }
 
 /*
