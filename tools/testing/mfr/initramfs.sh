@@ -36,6 +36,11 @@ gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
 	-o "$root/tests/mini-vmm" "$MFR/mini-vmm.c" >>"$log" 2>&1 ||
 	die "building mini-vmm failed, see $log"
 
+# For boot.sh, on the machine that it is built for.
+[ "$(uname -m)" != x86_64 ] ||
+	gcc -O2 -Wall -Wextra -o "$O/tsc-khz" "$MFR/tsc-khz.c" >>"$log" 2>&1 ||
+	die "building tsc-khz failed, see $log"
+
 cp /bin/busybox "$root/bin/"
 cp /bin/bash-static "$root/bin/bash"
 ln -s busybox "$root/bin/sh"
