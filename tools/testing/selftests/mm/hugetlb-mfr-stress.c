@@ -1275,9 +1275,10 @@ static void op_move(struct worker *w)
 
 static void op_soft_offline(struct worker *w)
 {
-	unsigned long h, idx, old, new, pfn;
+	unsigned long h, idx, old, new = NO_PFN, pfn;
 	struct file *f = any_file(w);
 	enum standing before;
+	unsigned int tries;
 	uint64_t since;
 	int node, ret;
 
@@ -1302,16 +1303,24 @@ static void op_soft_offline(struct worker *w)
 	} else {
 		change_standing(pfn, HIT, HEALTHY);
 	}
-	/* Map what is there now. */
-	copy(w->buf, page_of(f, idx), 1);
-	new = mapped_pfn(f->map + h * f->size);
+	/* Map what is there now. It may be on its way somewhere else again. */
+	for (tries = 0; tries < 10 && new == NO_PFN; tries++) {
+		copy(w->buf, page_of(f, idx), 1);
+		new = mapped_pfn(f->map + h * f->size);
+	}
 	if (f->keep && before == LOST && (!ret || new != old))
 		fail(w, "hugepage %#lx with lost pages was soft-offlined", old);
-	if (new != old && new != NO_PFN) {
-		f->head[h] = new;
-		check_fresh(w, new, f->nr_raw, since);
-	} else if (!ret) {
+	if (!ret && new == old)
 		fail(w, "soft-offlined page %#lx is still in use", pfn);
+	/* Without the flag one error takes all of it away. */
+	if (!ret && new == NO_PFN && f->keep)
+		fail(w, "hugepage %#lx got lost when it was soft-offlined", old);
+	f->head[h] = new;
+	if (new == NO_PFN) {
+		memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
+		punch_file(f, h * f->size, f->size);
+	} else if (new != old) {
+		check_fresh(w, new, f->nr_raw, since);
 	}
 }
 
