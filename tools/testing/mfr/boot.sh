@@ -44,9 +44,15 @@ peers-mm*) cpu=Skylake-Server,-erms,-pdpe1gb ;;
 *-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
 *)	cpu=Skylake-Server,-erms ;;
 esac
+# Memory that goes online was never allocated, which MEM_ALLOC_PROFILING_DEBUG minds.
+case $DEBUG$name in
+?*-life*) append="$append sysctl.vm.mem_profiling=never" ;;
+esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
-qemu="qemu-system-x86_64 -accel tcg,thread=multi -cpu $cpu -smp 4 -m 8G
+# (q35, for what finds mistakes makes ACPI so slow that it gives up on the loops in an
+# older board's tables, and then there are no interrupts.)
+qemu="qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu $cpu -smp 4 -m 8G
 	-object memory-backend-ram,id=m0,size=4G -numa node,memdev=m0,cpus=0-3
 	-object memory-backend-ram,id=m1,size=4G -numa node,memdev=m1
 	-display none -no-reboot -nic none

@@ -1431,6 +1431,20 @@ static inline void clean_up_and_die(int sig)
 	exit(KSFT_FAIL);
 }
 
+/* Has there been a machine check before this program?  Nothing else refuses so. */
+static inline bool unpoisoning_is_disabled(void)
+{
+	char *page = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	bool disabled;
+
+	if (page == MAP_FAILED)
+		return false;
+	disabled = unpoison_memory(mapped_pfn(page)) == -EOPNOTSUPP;
+	munmap(page, psize());
+	return disabled;
+}
+
 static inline void open_ledger(void)
 {
 	ledger = alloc_shared(sizeof(*ledger));
@@ -1438,6 +1452,7 @@ static inline void open_ledger(void)
 		ksft_exit_fail_perror("mmap");
 	ledger->owner = getpid();
 	ledger->monitor = mce_open_monitor();
+	ledger->for_ever = unpoisoning_is_disabled();
 	save_settings();
 	atexit(clean_up);
 	signal(SIGINT, clean_up_and_die);
