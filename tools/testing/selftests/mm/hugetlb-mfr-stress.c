@@ -183,6 +183,8 @@ static struct book {
 	bool took_memory;
 	/* With machine checks: who shoots must be alone */
 	pthread_rwlock_t world;
+	/* Who gives back lost pages must be alone, too, and may be killed. */
+	pthread_mutex_t giving;
 	/* Memory */
 	unsigned long nr_pages;
 	unsigned long nr_regions;
@@ -1338,11 +1340,13 @@ static uint64_t flags_of(unsigned long pfn)
 /* Give back a plain hugepage, or a page that isn't part of one any more. */
 static bool give_back(unsigned long pfn)
 {
-	bool huge = flags_of(pfn) & KPF_HUGE;
 	unsigned long nr = 1, i;
 	int ret;
 
-	if (huge) {
+	/* One after the other: two can't both have given back the same page. */
+	if (pthread_mutex_lock(&book->giving) == EOWNERDEAD)
+		pthread_mutex_consistent(&book->giving);
+	if (flags_of(pfn) & KPF_HUGE) {
 		nr = SZ_2M / psize();
 		pfn &= ~(nr - 1);
 		if (!(flags_of(pfn) & KPF_COMPOUND_HEAD)) {
@@ -1356,6 +1360,7 @@ static bool give_back(unsigned long pfn)
 	for (i = 0; i < nr; i++)
 		if (change_standing(pfn + i, BACK, ret ? LOST : HEALTHY) && !ret)
 			atomic_fetch_add(&book->nr_back, 1);
+	pthread_mutex_unlock(&book->giving);
 	return !ret;
 }
 
@@ -2576,6 +2581,7 @@ FIXTURE_VARIANT_ADD(stress, machine_checks_2m)
 
 FIXTURE_SETUP(stress)
 {
+	pthread_mutexattr_t giving;
 	pthread_rwlockattr_t attr;
 
 	close_book();
@@ -2608,6 +2614,10 @@ FIXTURE_SETUP(stress)
 	pthread_rwlockattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&book->world, &attr);
+	pthread_mutexattr_init(&giving);
+	pthread_mutexattr_setpshared(&giving, PTHREAD_PROCESS_SHARED);
+	pthread_mutexattr_setrobust(&giving, PTHREAD_MUTEX_ROBUST);
+	pthread_mutex_init(&book->giving, &giving);
 	make_cgroup();
 	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
 }
