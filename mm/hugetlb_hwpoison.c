@@ -25,6 +25,7 @@
  */
 
 #include <linux/hugetlb_hwpoison.h>
+#include <linux/kmemleak.h>
 #include <linux/rbtree.h>
 #include <linux/rcupdate.h>
 #include <linux/seqlock.h>
@@ -85,6 +86,8 @@ int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
 		return -ENOMEM;
 	}
 	new->idx = idx;
+	/* kmemleak doesn't look for references in struct pages of tail pages. */
+	kmemleak_not_leak(new);
 
 	write_seqcount_begin(&hwp_seq);
 	rb_link_node_rcu(&new->node, parent, link);
