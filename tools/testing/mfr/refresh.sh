@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # Write the commits of $TREE back: hunks in existing files to patches/, new files
 # to their place, if they were edited there. A new file is stored as its commit
-# adds it.
+# adds it. Another base than 7.3 gets patches of its own, in patches/BASE, only for
+# commits to which the patch of that name in patches/ doesn't lead.
 
 . "${0%/*}/lib.sh"
 
@@ -15,6 +16,17 @@ was=$(cat "$stamp.head")	# the tree as make tree has made it
 as_added() {	# as_added REF FILE: that file in the commit that adds it
 	by=$(git log --format=%H --diff-filter=A "base..$1" -- "$2")
 	[ -z "$by" ] || git show "$by:$2"
+}
+
+leads_to() {	# leads_to COMMIT PATCH [PATHSPEC...]: from COMMIT^, there
+	c=$1 patch=$2
+	shift 2
+	export GIT_INDEX_FILE="$out/index"
+	git read-tree "$c^"
+	! grep -q '^diff --git' "$patch" || git apply --cached "$patch" 2>/dev/null &&
+		git diff --cached --quiet "$c" -- "$@" && ret=0 || ret=1
+	unset GIT_INDEX_FILE
+	return $ret
 }
 
 new=$(git log --format= --name-only --diff-filter=A base..HEAD)
@@ -42,30 +54,56 @@ for c in $(git rev-list --reverse base..HEAD); do
 	for f in $added; do
 		set -- "$@" ":!$f"
 	done
-	git format-patch -q -1 -N --abbrev=12 --zero-commit --no-signature --always \
-		--start-number $n -o "$out" "$c" -- "$@"
+	p=$(git format-patch -1 -N --abbrev=12 --zero-commit --no-signature --always \
+		--start-number $n -o "$out" "$c" -- "$@")
+	p=${p##*/}
+	if [ "$BASE" != 7.3 ]; then
+		shared=$(cd "$TOP/patches" &&
+			ls [0-9][0-9][0-9][0-9]-"${p#*-}" 2>/dev/null || true)
+		if [ -n "$shared" ] && leads_to "$c" "$TOP/patches/$shared" "$@"; then
+			rm "$out/$p"
+			p=$shared
+		else
+			git log -1 --format=%B "$c" | grep -q "^\[mfr: $BASE: " ||
+				die "'$(git log -1 --format=%s "$c")' is not 7.3's;" \
+				    "its message needs a line '[mfr: $BASE: why]'"
+			p=$BASE/$p
+		fi
+	fi
+	echo "$p" >>"$out/order"
 done
 
 cd "$TOP/patches"
 # Keep the comments of the series file where their patches are, by subject.
-awk -v out="$out" '
-	BEGIN {
-		while (("cd " out "; ls [0-9]*.patch") | getline f) {
-			slug = f; sub(/^[0-9]*-/, "", slug)
-			name[slug] = f; order[++n] = f
-		}
-	}
+awk '
+	function slug(s) { sub(/^([^\/]*\/)?[0-9]*-/, "", s); return s }
+	FNR == NR { order[++n] = $1; name[slug($1)] = $1; next }
 	/^#/ || !NF { pending = pending $0 "\n"; next }
-	{ slug = $1; sub(/^[0-9]*-/, "", slug); before[name[slug]] = pending; pending = "" }
+	{ before[name[slug($1)]] = pending; pending = "" }
 	END {
 		for (i = 1; i <= n; i++)
 			printf "%s%s\n", before[order[i]], order[i]
-	}' "$SERIES" >"$out/series"
+	}' "$out/order" "$SERIES" >"$out/series"
 for p in $(sed 's/#.*//' "$SERIES"); do
-	rm -f "$p"
+	case $BASE:$p in
+	7.3:*|"$BASE:$BASE"/*)	rm -f "$p" ;;
+	esac
 done
+dir=.
+[ "$BASE" = 7.3 ] || dir=$BASE
+mkdir -p "$dir"
 mv "$out/series" "$SERIES"
-rm -f "$out/old" "$out/new"
-mv "$out"/*.patch .
+for p in "$out"/*.patch; do
+	[ ! -f "$p" ] || mv "$p" "$dir"
+done
+rmdir "$dir" 2>/dev/null || true
+# The other bases take the patches of 7.3 by name.
+[ "$BASE" != 7.3 ] || for s in series.*; do
+	awk 'function slug(s) { sub(/^[0-9]*-/, "", s); return s }
+	     FNR == NR { name[slug($1)] = $1; next }
+	     !/\// && slug($1) in name { $0 = name[slug($1)] }
+	     { print }' "$out/order" "$s" >"$out/series"
+	cmp -s "$out/series" "$s" || cp "$out/series" "$s"
+done
 rm -f "$stamp"
 say "$n patches and $(echo "$new" | grep -c .) new files written"
