@@ -1432,7 +1432,7 @@ TEST_F_TIMEOUT(moved, soft_offlining_moves_a_healthy_hugepage_and_it_is_kept, SL
 
 	if (ledger->for_ever)
 		return;
-	EXPECT_EQ(0, unpoison_memory(pfn));
+	EXPECT_EQ(0, unpoison(pfn));
 	s->corrupted -= psize() >> 10;
 	expect_corrupted(_metadata, s);
 }
@@ -3089,12 +3089,12 @@ TEST_F_TIMEOUT(circle, unpoisoning_is_refused_while_a_pin_holds_it, SLOW)
 	lose(_metadata, s, 7);
 	let_go(_metadata, s);
 
-	EXPECT_EQ(-EBUSY, write_pfn(DEBUGFS_UNPOISON_PFN, raw_pfn(s, 0)));
-	EXPECT_EQ(-EBUSY, write_pfn(DEBUGFS_UNPOISON_PFN, raw_pfn(s, 7)));
+	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 0)));
+	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 7)));
 	/* With one reference left it looks like a hugepage to be unpoisoned. */
 	EXPECT_EQ(0, unpin_range(fd));
-	EXPECT_EQ(-EBUSY, write_pfn(DEBUGFS_UNPOISON_PFN, raw_pfn(s, 0)));
-	EXPECT_EQ(-EBUSY, write_pfn(DEBUGFS_UNPOISON_PFN, raw_pfn(s, 7)));
+	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 0)));
+	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 7)));
 	expect_corrupted(_metadata, s);
 	expect_whole(_metadata, s, 0);
 	expect_pool(_metadata, s, 0, 1);
@@ -3127,7 +3127,7 @@ TEST_F_TIMEOUT(circle, unpoisoning_races_with_the_release, SLOW)
 		while (!pid[i])
 			for (j = 0; j < NR_SPOTS; j++)
 				if (pfns[j])
-					write_pfn(DEBUGFS_UNPOISON_PFN, pfns[j]);
+					unpoison(pfns[j]);
 	}
 
 	for (i = 0; i < 60; i++) {

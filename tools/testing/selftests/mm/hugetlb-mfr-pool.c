@@ -533,10 +533,10 @@ static void expect_out_for_ever(struct __test_metadata *_metadata, struct subjec
 	EXPECT_EQ(0, nr_free);
 	EXPECT_TRUE(is_poisoned(s->head[huge]));
 
-	EXPECT_NE(0, unpoison_memory(s->head[huge]));
+	EXPECT_NE(0, unpoison(s->head[huge]));
 	for (i = first; i < first + s->nr_raw; i++)
 		if (s->lost[i])
-			EXPECT_NE(0, unpoison_memory(raw_pfn(s, i)));
+			EXPECT_NE(0, unpoison(raw_pfn(s, i)));
 	expect_corrupted(_metadata, s);
 	give_up(s, huge);
 }
@@ -1136,9 +1136,9 @@ TEST_F_TIMEOUT(mounted_plain, a_poisoned_hugepage_is_in_use_until_unpoisoned, SL
 	expect_change(_metadata, s, 0, -1, 0, 0);
 	EXPECT_EQ(1, nr_left_on_mount());
 	expect_corrupted(_metadata, s);
-	EXPECT_NE(0, unpoison_memory(raw_pfn(s, nr)));
+	EXPECT_NE(0, unpoison(raw_pfn(s, nr)));
 
-	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	EXPECT_EQ(0, unpoison(s->head[0]));
 	s->nr_lost = 0;
 	s->lost[nr] = false;
 	expect_corrupted(_metadata, s);
@@ -1534,7 +1534,7 @@ TEST_F_TIMEOUT(demoted_free, not_before_it_is_unpoisoned, SLOW)
 	expect_change(_metadata, s, 0, 0, 0, 0);
 	EXPECT_TRUE(is_poisoned(s->head[0]));
 
-	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	EXPECT_EQ(0, unpoison(s->head[0]));
 	s->lost[0] = false;
 	s->nr_lost = 0;
 	expect_corrupted(_metadata, s);
@@ -1759,12 +1759,12 @@ TEST_F_TIMEOUT(waiting, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 	struct subject *s = &self->s;
 
 	let_it_wait(_metadata, s);
-	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(s->head[0]));
 	lose(_metadata, s, s->nr_raw - 1);
 	EXPECT_EQ(-EHWPOISON, inject(s, s->nr_raw - 1));
 	EXPECT_EQ(-EHWPOISON, inject(s, 3));
 	expect_corrupted(_metadata, s);
-	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(s->head[0]));
 	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
 
 	ASSERT_TRUE(hold_cpu(false));
@@ -2644,7 +2644,7 @@ TEST_F_TIMEOUT(restored, an_error_finds_a_hugepage_that_stays_out_of_use, SLOW)
 	EXPECT_EQ(0, write_pfn(DEBUGFS_CORRUPT_PFN, s->head[0] + 4));
 	expect_corrupted(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(s->head[0]));
 }
 
 TEST_F_TIMEOUT(restored, what_is_not_recorded_is_reason_enough, SLOW)

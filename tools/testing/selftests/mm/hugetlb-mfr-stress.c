@@ -19,6 +19,7 @@
  *   HUGETLB_MFR_INJECTIONS	stop after so many
  *   HUGETLB_MFR_SEED
  *   HUGETLB_MFR_WORKERS
+ *   HUGETLB_MFR_VERBOSE	1: say what was done
  */
 #include "mfr_util.h"
 #include <semaphore.h>
@@ -149,6 +150,7 @@ static struct book {
 	unsigned long seconds;
 	unsigned long limit;
 	unsigned int nr_workers;
+	bool verbose;
 	bool giant;
 	bool real;
 	bool copy_recovers;
@@ -1356,7 +1358,7 @@ static bool give_back(unsigned long pfn)
 	}
 	for (i = 0; i < nr; i++)
 		change_standing(pfn + i, LOST, BACK);
-	ret = unpoison_memory(pfn);
+	ret = unpoison(pfn);
 	for (i = 0; i < nr; i++)
 		if (change_standing(pfn + i, BACK, ret ? LOST : HEALTHY) && !ret)
 			atomic_fetch_add(&book->nr_back, 1);
@@ -1423,7 +1425,7 @@ static void op_give_back_in_use(struct worker *w)
 	idx = rather_lost(f, idx);
 	if (standing_of(pfn_of(f, idx)) != LOST)
 		return;
-	if (!unpoison_memory(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
+	if (!unpoison(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
 		fail(w, "page %#lx was unpoisoned in its file", pfn_of(f, idx));
 }
 
@@ -2280,7 +2282,7 @@ static void end_round(struct pool *before, bool killed, bool last)
 	}
 	if (missing > NR_UNKNOWN)
 		fail(NULL, "%lu healthy pages are missing", missing);
-	if (ksft_debug_enabled)
+	if (book->verbose)
 		ksft_print_msg("round %lu: %lu lost, %ld of %ld offlined, %lu hits, %lu missing\n",
 			       book->round, c.nr_lost, offlined, before->nr,
 			       book->nr_hits, missing);
@@ -2449,6 +2451,7 @@ static void open_book(void)
 	book->seed = parameter("HUGETLB_MFR_SEED", time(NULL));
 	book->seconds = parameter("HUGETLB_MFR_SECONDS", 15);
 	book->limit = parameter("HUGETLB_MFR_INJECTIONS", 0);
+	book->verbose = parameter("HUGETLB_MFR_VERBOSE", 0);
 	book->nr_workers = parameter("HUGETLB_MFR_WORKERS", 4);
 	if (book->nr_workers > MAX_WORKERS)
 		book->nr_workers = MAX_WORKERS;
@@ -2654,7 +2657,7 @@ TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG
 		TH_LOG("%s", book->report[i]);
 	TH_LOG("seed %lu: %lu injections, %lu pages lost, %lu soft-offlined, %lu given back",
 	       book->seed, book->nr_hits, book->nr_lost, book->nr_soft, book->nr_back);
-	for (op = ops; op->name && ksft_debug_enabled; op++)
+	for (op = ops; op->name && book->verbose; op++)
 		ksft_print_msg("%s: %lu\n", op->name, book->nr_done[op - ops]);
 	EXPECT_EQ(0, book->nr_reports);
 	EXPECT_LT(0, book->nr_lost);

@@ -1172,11 +1172,11 @@ TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
 
 	lose_spots(_metadata, s);
 
-	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_NE(0, unpoison(s->head[0]));
 	unmap_file(s);
-	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_NE(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_NE(0, unpoison(s->head[0]));
 
 	expect_corrupted(_metadata, s);
 	EXPECT_EQ(-1, pread(s->fd, &byte, 1, 0));
@@ -2032,8 +2032,8 @@ TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW
 		return;
 
 	/* Only the hugepage as a whole can be given back. */
-	EXPECT_NE(0, unpoison_memory(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_EQ(0, unpoison_memory(s->head[0]));
+	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
+	EXPECT_EQ(0, unpoison(s->head[0]));
 	s->nr_lost = 0;
 	expect_corrupted(_metadata, s);
 	expect_pool(_metadata, s, 0, 0);
@@ -2416,7 +2416,7 @@ static void poison_and_truncate(struct __test_metadata *_metadata,
 		/* They stay in the pool, out of use as a whole. */
 		expect_pool(_metadata, s, 0, nr);
 		for (i = first; i < s->nr_huge; i += step)
-			EXPECT_EQ(0, unpoison_memory(s->head[i]));
+			EXPECT_EQ(0, unpoison(s->head[i]));
 		expect_pool(_metadata, s, 0, 0);
 	}
 	EXPECT_EQ(s->corrupted, hardware_corrupted());
