@@ -37,6 +37,19 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
+/* What the headers of 6.12 don't have */
+#ifndef UFFDIO_RWPROTECT
+struct uffdio_rwprotect {
+	struct uffdio_range range;
+	__u64 mode;
+};
+#define UFFDIO_RWPROTECT_MODE_RWP	1ULL
+#define UFFDIO_REGISTER_MODE_RWP	(1ULL << 3)
+#define UFFD_PAGEFAULT_FLAG_RWP		(1 << 3)
+#define UFFD_FEATURE_RWP		(1 << 17)
+#define UFFDIO_RWPROTECT		_IOWR(UFFDIO, 0x09, struct uffdio_rwprotect)
+#endif
+
 #define GUP_TEST		"/sys/kernel/debug/gup_test"
 #define COMPACT_MEMORY		"/proc/sys/vm/compact_memory"
 
@@ -2896,7 +2909,6 @@ TEST_F_TIMEOUT(faulted, UFFDIO_WRITEPROTECT_works_beside_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-#ifdef UFFDIO_RWPROTECT
 static int access_protect(int uffd, struct subject *s, bool on)
 {
 	struct uffdio_rwprotect rwp = {
@@ -2914,7 +2926,7 @@ TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 	struct toucher t;
 
 	if (!watch(self->uffd, s, UFFD_FEATURE_RWP, UFFDIO_REGISTER_MODE_RWP))
-		SKIP(return, "needs userfaultfd to protect from all accesses");
+		SKIP(return, "this kernel lacks UFFDIO_RWPROTECT");
 	lose(_metadata, s, nr);
 	EXPECT_EQ(0, access_protect(self->uffd, s, true));
 	/* Nobody can consume it now, but it can be lost. */
@@ -2931,7 +2943,6 @@ TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 	let_go(_metadata, s);
 	expect_released(_metadata, s);
 }
-#endif
 
 TEST_F_TIMEOUT(faulted, UFFDIO_POISON_means_one_mapping_and_no_memory, SLOW)
 {

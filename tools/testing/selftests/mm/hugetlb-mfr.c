@@ -1019,7 +1019,7 @@ TEST_F_TIMEOUT(kept, pieces_of_a_registered_buffer_leave_out_the_lost_page, SLOW
 	ASSERT_LE(0, fd);
 	ret = transfer_fixed(&r, OP_WRITEV_FIXED, fd, (char *)around, 2);
 	if (ret == -EINVAL)
-		SKIP(return, "needs vectored requests for registered buffers");
+		SKIP(return, "this kernel lacks IORING_OP_WRITEV_FIXED");
 	ASSERT_EQ(2 * ps, ret);
 
 	lose(_metadata, s, nr);
