@@ -17,10 +17,10 @@ help:
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
 	@echo "make refresh    write that tree's commits back to patches/ and new files"
 	@echo "make series     build/series/BASE/*.patch: the complete series"
-	@echo "make rangediff  what differs between the series of two bases"
+	@echo "make rangediff  BASE=6.12: what that series does in another way than 7.3's"
 	@echo "make clean      remove build/"
 	@echo
-	@echo "BASE=7.3        kernel version: one of $(patsubst patches/series.%,%,$(wildcard patches/series.*))"
+	@echo "BASE=6.12       another kernel version than 7.3: one of $(patsubst patches/series.%,%,$(wildcard patches/series.*))"
 	@echo "KSRC=DIR        a kernel tree of your own instead of Debian's package"
 	@echo "DEBUG=1         kernels with KASAN, lockdep and others"
 	@echo "O=DIR           build there instead of in build/"
