@@ -12,4 +12,4 @@ BASE=7.3 "$MFR/tree.sh"
 BASE=$other "$MFR/tree.sh"
 cd "$TREE"
 git fetch -q "$O/7.3-source" +mfr:refs/mfr/7.3 +refs/tags/base:refs/mfr/7.3-base
-git range-diff refs/mfr/7.3-base..refs/mfr/7.3 base..HEAD
+git range-diff --creation-factor=95 refs/mfr/7.3-base..refs/mfr/7.3 base..HEAD
