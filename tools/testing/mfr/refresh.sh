@@ -3,7 +3,8 @@
 # Write the commits of $TREE back: hunks in existing files to patches/, new files
 # to their place, if they were edited there. A new file is stored as its commit
 # adds it. Another base than 7.3 gets patches of its own, in patches/BASE, only for
-# commits to which the patch of that name in patches/ doesn't lead.
+# commits to which the patch of that name in patches/ doesn't lead. They have the
+# number of the latter, or 0000 if only that base needs them.
 
 . "${0%/*}/lib.sh"
 
@@ -67,7 +68,10 @@ for c in $(git rev-list --reverse base..HEAD); do
 			git log -1 --format=%B "$c" | grep -q "^\[mfr: $BASE: " ||
 				die "'$(git log -1 --format=%s "$c")' is not 7.3's;" \
 				    "its message needs a line '[mfr: $BASE: why]'"
-			p=$BASE/$p
+			name=${shared%%-*}
+			name=${name:-0000}-${p#*-}
+			[ "$name" = "$p" ] || mv "$out/$p" "$out/$name"
+			p=$BASE/$name
 		fi
 	fi
 	echo "$p" >>"$out/order"

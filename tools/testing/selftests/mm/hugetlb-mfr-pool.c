@@ -1206,6 +1206,7 @@ static long charge_of_nodes(struct subject *s, const char *group)
 	return sum / (long)s->size;
 }
 
+/* Older kernels don't tell hugepages from other memory, of which there is little. */
 static long memory_charge_get(struct subject *s, const char *group)
 {
 	char path[PATH_MAX], line[80];
@@ -1219,6 +1220,10 @@ static long memory_charge_get(struct subject *s, const char *group)
 			break;
 	if (f)
 		fclose(f);
+	if (val < 0) {
+		snprintf(path, sizeof(path), MOUNT "%s/memory.current", group);
+		read_long(path, &val);
+	}
 	return val < 0 ? -1 : val / (long)s->size;
 }
 
