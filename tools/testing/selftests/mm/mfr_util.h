@@ -1465,7 +1465,7 @@ static inline bool unpoisoning_is_disabled(void)
 
 	if (page == MAP_FAILED)
 		return false;
-	disabled = unpoison_memory(mapped_pfn(page)) == -EOPNOTSUPP;
+	disabled = unpoison(mapped_pfn(page)) == -EOPNOTSUPP;
 	munmap(page, psize());
 	return disabled;
 }
