@@ -1969,20 +1969,35 @@ static long nr_at_boot(void)
 	return 0;
 }
 
-/* What CMA believes it has left, in all areas; -1 if it doesn't tell. */
-static long nr_cma_pages(void)
+static long cma_sum(const char *name)
 {
 	long nr, sum = -1;
 	glob_t areas;
+	char path[80];
 	size_t i;
 
-	if (glob("/sys/kernel/mm/cma/*/available_pages", 0, NULL, &areas))
+	snprintf(path, sizeof(path), "/sys/kernel/mm/cma/*/%s", name);
+	if (glob(path, 0, NULL, &areas))
 		return -1;
 	for (i = 0; i < areas.gl_pathc; i++)
 		if (read_long(areas.gl_pathv[i], &nr))
 			sum = sum < 0 ? nr : sum + nr;
 	globfree(&areas);
 	return sum;
+}
+
+/*
+ * What CMA believes it has left, in all areas; -1 if it doesn't tell.  In older kernels
+ * it tells what has come and gone: take that from a number that is large enough.
+ */
+static long nr_cma_pages(void)
+{
+	long left = cma_sum("available_pages");
+
+	if (left < 0 && cma_sum("release_pages_success") >= 0)
+		left = (LONG_MAX >> 1) + cma_sum("release_pages_success") -
+		       cma_sum("alloc_pages_success");
+	return left;
 }
 
 /* CMA is used by others, too. */
