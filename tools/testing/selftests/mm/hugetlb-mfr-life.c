@@ -43,10 +43,11 @@ struct uffdio_rwprotect {
 	struct uffdio_range range;
 	__u64 mode;
 };
-#define UFFDIO_RWPROTECT_MODE_RWP	1ULL
-#define UFFDIO_REGISTER_MODE_RWP	(1ULL << 3)
-#define UFFD_PAGEFAULT_FLAG_RWP		(1 << 3)
-#define UFFD_FEATURE_RWP		(1 << 17)
+
+#define UFFDIO_RWPROTECT_MODE_RWP	BIT_ULL(0)
+#define UFFDIO_REGISTER_MODE_RWP	BIT_ULL(3)
+#define UFFD_PAGEFAULT_FLAG_RWP		BIT_ULL(3)
+#define UFFD_FEATURE_RWP		BIT_ULL(17)
 #define UFFDIO_RWPROTECT		_IOWR(UFFDIO, 0x09, struct uffdio_rwprotect)
 #endif
 
@@ -2009,18 +2010,18 @@ FIXTURE_TEARDOWN_PARENT(contig)
 
 /* The same with a hugepage whose file has no policy. */
 static bool plain_hugepage_makes_room(struct __test_metadata *_metadata,
-				      FIXTURE_DATA(contig) *self)
+				      struct subject *s, struct nodes *n)
 {
 	const unsigned long nr = SZ_1G / psize();
-	unsigned long pfn = self->s.head[0];
+	unsigned long pfn = s->head[0];
 	int fd = create_memfd(SZ_2M, 0);
 	bool moved;
 	char *map;
 
 	ASSERT_LE(0, fd);
-	map = map_in_range(_metadata, &self->s, fd, self->n.to, pfn / nr * nr, nr);
+	map = map_in_range(_metadata, s, fd, n->to, pfn / nr * nr, nr);
 	pfn = mapped_pfn(map);
-	take_all_large(&self->n);
+	take_all_large(n);
 	moved = mapped_pfn(map) != pfn;
 	munmap(map, SZ_2M);
 	close(fd);
@@ -2032,7 +2033,8 @@ TEST_F_TIMEOUT(contig, a_large_hugepage_takes_the_place_of_a_healthy_one, SLOW)
 	struct subject *s = &self->s;
 
 	EXPECT_LT(0, take_all_large(&self->n));
-	if (mapped_pfn(s->map) == s->head[0] && !plain_hugepage_makes_room(_metadata, self))
+	if (mapped_pfn(s->map) == s->head[0] &&
+	    !plain_hugepage_makes_room(_metadata, s, &self->n))
 		SKIP(return, "this kernel lacks moving hugepages away for larger ones");
 	expect_was_moved(_metadata, s, 0);
 	s->before = pool_read(s->size);

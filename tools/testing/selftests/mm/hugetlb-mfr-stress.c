@@ -1593,7 +1593,7 @@ static pid_t leave_to_child(struct worker *w, struct file *f)
 		return -1;
 	pid = fork_helper();
 	if (!pid) {
-		FORCE_READ(*f->map);
+		read_byte(f->map);
 		if (write(fds[1], &byte, 1) == 1)
 			pause();
 		_exit(1);

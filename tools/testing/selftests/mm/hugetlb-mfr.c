@@ -876,7 +876,7 @@ TEST_F_TIMEOUT(kept, ptrace_reaches_all_but_the_lost_page, SLOW)
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		/* The fork has not copied the page tables of a shared mapping. */
-		FORCE_READ(*s->map);
+		read_byte(s->map);
 		ptrace(PTRACE_TRACEME, 0, 0, 0);
 		raise(SIGSTOP);
 		_exit(KSFT_PASS);
@@ -1235,7 +1235,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		FORCE_READ(*raw_page(s, s->nr_raw - 1));
+		read_byte(raw_page(s, s->nr_raw - 1));
 		/* If it can't be isolated there is a status; all else comes later. */
 		do {
 			status = move_page(raw_page(s, s->nr_raw - 1), other);

@@ -47,9 +47,6 @@
 #endif
 
 /* Older kernels' vm_util.h has few of these. */
-#ifndef FORCE_READ
-#define FORCE_READ(x)		(*(const volatile typeof(x) *)&(x))
-#endif
 #ifndef KPF_COMPOUND_HEAD
 #define KPF_COMPOUND_HEAD	BIT_ULL(15)
 #endif
@@ -203,6 +200,12 @@ static inline int setup_sighandler(void)
 	return sigaction(SIGBUS, &sa, NULL);
 }
 
+/* For what happens then, not for the byte. */
+static inline void read_byte(const char *ptr)
+{
+	asm volatile("" : : "r" (*ptr) : "memory");
+}
+
 static inline bool try_access(char *ptr, bool write)
 {
 	bool failed;
@@ -214,7 +217,7 @@ static inline bool try_access(char *ptr, bool write)
 		if (write)
 			__atomic_store_n(ptr, 'x', __ATOMIC_RELAXED);
 		else
-			FORCE_READ(*ptr);
+			read_byte(ptr);
 	}
 	accessing = false;
 	return !failed;
@@ -1306,7 +1309,7 @@ static inline void be_witness(struct subject *s, int policy, int report)
 	map = map_file(s, MAP_SHARED);
 	munmap(s->map, s->nr_huge * s->size);
 	if (map)
-		FORCE_READ(*map);
+		read_byte(map);
 	while (write(report, &map, sizeof(map)) == sizeof(map)) {
 		if (sigwaitinfo(&set, &si) != SIGBUS)
 			break;
