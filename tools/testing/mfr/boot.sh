@@ -44,9 +44,10 @@ peers-mm*) cpu=Skylake-Server,-erms,-pdpe1gb ;;
 *-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
 *)	cpu=Skylake-Server,-erms ;;
 esac
-# Memory that goes online was never allocated, which MEM_ALLOC_PROFILING_DEBUG minds.
+# Memory that goes online was never allocated, nor were hugepages made at boot, which
+# MEM_ALLOC_PROFILING_DEBUG minds.
 case $DEBUG$name in
-?*-life*) append="$append sysctl.vm.mem_profiling=never" ;;
+?*-life*|?*-boot) append="$append sysctl.vm.mem_profiling=never" ;;
 esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
