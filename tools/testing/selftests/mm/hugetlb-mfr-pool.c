@@ -2809,6 +2809,48 @@ TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW
 	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
 }
 
+/* So that the memory goes back to where it is from, when there is memory to do so. */
+
+FIXTURE(retried_cma)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+	long cma_pages;			/* what CMA can allocate without hugepages */
+};
+
+FIXTURE_SETUP(retried_cma)
+{
+	struct subject *s = &self->s;
+
+	prepare_to_fail(_metadata, s, SZ_1G, &by_pfn, 1);
+	if (_metadata->exit_code)
+		return;
+	leave_available(_metadata, s, 0);
+	self->cma_pages = nr_cma_pages();
+	if (self->cma_pages < 0)
+		SKIP(return, "needs CONFIG_CMA_SYSFS");
+	setup_optimized(_metadata, s, true, &self->memmap, &self->memmap_less);
+	if (!_metadata->exit_code && self->cma_pages - nr_cma_pages() != (long)s->nr_raw)
+		SKIP(return, "needs hugetlb_cma= on the command line");
+}
+
+FIXTURE_TEARDOWN_PARENT(retried_cma)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(retried_cma, where_it_is_from_is_not_forgotten, SLOW)
+{
+	struct subject *s = &self->s;
+
+	poison_free_hugepage(_metadata, s, 1);
+	shrink_in_vain(_metadata, s);
+	EXPECT_EQ(self->cma_pages - (long)s->nr_raw, nr_cma_pages());
+	shrink_again(_metadata, s);
+	EXPECT_EQ(self->cma_pages, nr_cma_pages());
+}
+
 int main(int argc, char **argv)
 {
 	open_ledger();

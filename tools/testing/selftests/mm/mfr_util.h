@@ -85,8 +85,8 @@
 #define SZ_2M			(2UL << 20)
 #define SZ_1G			(512 * SZ_2M)
 
-/* Clearing 1 GiB alone takes seconds on an emulated CPU. */
-#define SLOW			120
+/* Clearing 1 GiB alone takes seconds on an emulated CPU, and minutes with KASAN. */
+#define SLOW			600
 
 /* More than one folio batch, so that a truncation needs several of them. */
 #define NR_TRUNCATED		40
