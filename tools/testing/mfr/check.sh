@@ -17,37 +17,40 @@ cases=$O/runs/cases-$BASE$suffix	# pass|fail|skip<TAB>what<TAB>why or log
 : >"$cases"
 note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"; }
 
-"$MFR/lint.sh" "$cases"
-
-# boot KERNEL NAME SECONDS COMMANDS: leaves the results in $results
-boot() {
-	say "$2 on the $1 kernel"
-	set -- "$1" "$2" "$(($3 * slow))" "$(echo "$4" | tr '\n' ';')"
-	log=$O/runs/$2-$BASE-$1$suffix
-	results=$log/cases
-	for try in 1 2 3; do
-		! "$MFR/boot.sh" "$@" || break
-		# Not even isolated CPUs are always in user mode. Emulated
-		# hardware raises no machine check by itself, so this one says
-		# nothing of the kernel.
-		if [ $try != 3 ] && grep -q 'unrecoverable area of kernel' "$log/console.log"
-		then
-			say "an injected machine check has hit an interrupt: once more"
-			continue
-		fi
-		note fail "$2 on $1: the machine did not get to its end" "$log"
-		break
+# One CPU of a machine's four is busy most of the time: run as many at once as there are
+# CPUs and memory for. The longest come first.
+at_once=$(awk '/^MemAvailable/ { print int($2 / 10485760) }' /proc/meminfo)
+[ "$at_once" -le "$JOBS" ] || at_once=$JOBS
+[ "$at_once" -ge 1 ] || at_once=1
+{
+	for m in $machines fatal; do
+		echo "machine.sh patched mfr-$m"
 	done
-	awk -f "$MFR/results.awk" "$log/results" >"$results"
+	echo "machine.sh stock neighbours"
+	echo "machine.sh patched neighbours"
+	echo "lint.sh $cases"
+	echo "machine.sh stock mfr-stock"
+} >"$O/runs/jobs"
+sed -n 's/^machine.sh \(.*\) \(.*\)/\2-'"$BASE-\\1$suffix/p" "$O/runs/jobs" |
+	(cd "$O/runs" && xargs rm -rf)
+(cd "$MFR" && xargs -P "$at_once" -I '{}' sh -c './{}') <"$O/runs/jobs" ||
+	note fail "everything has run" "$O/runs/jobs"
+
+# results NAME KERNEL: sets $log, where its log is, and $results, a file
+results() {
+	log=$O/runs/$1-$BASE-$2$suffix
+	results=$log/cases
+	[ -s "$results" ] || {
+		note fail "nothing has run in the machine $1 on $2" "$log"
+		results=/dev/null
+	}
 }
 
-slow=$((DEBUG ? 6 : 1))
-
-boot stock neighbours 900 "$neighbours"
+results neighbours stock
 yardstick=$results
-boot patched neighbours 900 "$neighbours"
+results neighbours patched
 awk -F '\t' -v log_dir="$log" '
-	NR == FNR { stock[$2 ": " $3] = $1; next }
+	FILENAME == ARGV[1] { stock[$2 ": " $3] = $1; next }
 	{ patched[$2 ": " $3] = $1 }
 	END {
 		for (c in stock) {
@@ -64,11 +67,10 @@ awk -F '\t' -v log_dir="$log" '
 			if (!(c in stock))
 				print "fail\t" c "\tnot run on stock, " log_dir
 	}' "$yardstick" "$results" | sort >>"$cases"
-[ -s "$yardstick" ] || note fail "neighbours: nothing has run on stock" "$log"
 
 # On the kernel that has the feature only what that kernel lacks may be skipped.
-for m in $machines; do
-	eval "boot patched mfr-$m 1500 \"\$$(echo $m | tr - _)\""
+for m in $machines fatal; do
+	results "mfr-$m" patched
 	awk -F '\t' -v l="$log" -v lacks="$(echo $lacks)" '
 		BEGIN { n = split(lacks, lack, " ") }
 		$1 == "skip" {
@@ -76,24 +78,10 @@ for m in $machines; do
 			if (i > n) { $1 = "fail"; $3 = $3 " (skipped)" }
 		}
 		{ print $1 "\t" $2 ": " $3 "\t" l }' "$results" >>"$cases"
-	[ -s "$results" ] || note fail "nothing has run in the machine mfr-$m" "$log"
 done
 
-# Who wants errors to be fatal gets that, whether or not a file keeps its hugepages.
-fatal="an error panics with vm.memory_failure_recovery=0"
-log=$O/runs/mfr-fatal-$BASE-patched$suffix
-say "mfr-fatal on the patched kernel"
-if "$MFR/boot.sh" patched mfr-fatal $((300 * slow)) \
-	"sysctl -w vm.memory_failure_recovery=0;mini-vmm 2048" 2>"$O/runs/fatal.log"; then
-	note fail "$fatal: it goes on" "$log"
-elif grep -q 'Kernel panic - not syncing: Memory failure on page' "$log/console.log"; then
-	note pass "$fatal" "$log"
-else
-	note fail "$fatal: $(tail -n 1 "$O/runs/fatal.log")" "$log"
-fi
-
 # Today's behaviour holds on stock, and what needs the flag says so.
-boot stock mfr 1500 "$stock"
+results mfr-stock stock
 awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l }' \
 	"$results" >>"$cases"
 grep -q '^skip' "$results" ||

@@ -47,10 +47,11 @@ else
 	bold='' red='' green='' plain=''
 fi
 
-start_time=$(date +%s)
+# The scripts that call each other have one clock.
+export MFR_BEGIN="${MFR_BEGIN:-$(date +%s)}"
 # say TEXT: one line of progress
 say() {
-	t=$(($(date +%s) - start_time))
+	t=$(($(date +%s) - MFR_BEGIN))
 	printf '%s[%2d:%02d] %s%s\n' "$bold" $((t / 60)) $((t % 60)) "$*" "$plain"
 }
 

@@ -1,0 +1,56 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# machine.sh stock|patched NAME: boot that kernel, and run in it what the file tests has
+# under that name. Leaves $O/runs/NAME-BASE-KERNEL/cases: lines of
+#	pass|fail|skip<TAB>command<TAB>case
+
+. "${0%/*}/lib.sh"
+. "$MFR/tests"
+
+kernel=$1 name=$2
+eval "commands=\${$(echo "${name#mfr-}" | tr - _):-}"
+[ -n "$commands" ] || die "$name is none of the machines in $MFR/tests"
+commands=$(echo "$commands" | tr '\n' ';')
+run=$O/runs/$name-$BASE-$kernel$suffix
+cases=$run/cases
+limit=$((1500 * (DEBUG ? 6 : 1)))
+begin=$(date +%s)
+
+say "$name on the $kernel kernel"
+died=
+for try in 1 2 3; do
+	rm -f "$cases"
+	! "$MFR/boot.sh" "$kernel" "$name" "$limit" "$commands" 2>"$run.err" || break
+	# Not even isolated CPUs are always in user mode. Emulated hardware raises
+	# no machine check by itself, so this one says nothing of the kernel.
+	if [ $try != 3 ] && grep -q 'unrecoverable area of kernel' "$run/console.log"; then
+		say "$name: an injected machine check has hit an interrupt; once more"
+		continue
+	fi
+	died=1
+	break
+done
+mkdir -p "$run"
+mv "$run.err" "$run/boot.err"
+
+if [ "$name" = mfr-fatal ]; then
+	verdict=fail
+	[ -z "$died" ] ||
+		! grep -q 'Kernel panic - not syncing: Memory failure on page' \
+			"$run/console.log" || verdict=pass
+	printf '%s\tmini-vmm\tan error panics with vm.memory_failure_recovery=0\n' \
+		$verdict >"$cases"
+else
+	[ -z "$died" ] || cat "$run/boot.err" >&2
+	{
+		awk -f "$MFR/results.awk" "$run/results"
+		# It is a result of this kernel alone, even if the other one dies, too.
+		[ -z "$died" ] ||
+			printf 'fail\t%s\tthe %s machine did not get to its end\n' \
+				"$name" "$kernel"
+	} >"$cases"
+fi
+count() { grep -c "^$1" "$cases" || true; }
+t=$(($(date +%s) - begin))
+say "$name on the $kernel kernel: $(count pass) passed, $(count fail) failed," \
+    "$(count skip) skipped, after $((t / 60)) min $((t % 60)) s"
