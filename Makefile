@@ -16,7 +16,7 @@ help:
 	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
 	@echo "make refresh    write that tree's commits back to patches/ and new files"
-	@echo "make series     build/series/BASE/*.patch: the complete series"
+	@echo "make series     build/series/BASE/*.patch, BASE.mbox: the complete series"
 	@echo "make rangediff  BASE=6.12: what that series does in another way than 7.3's"
 	@echo "make clean      remove build/"
 	@echo
