@@ -12,6 +12,7 @@ help:
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make lint       only the static tests"
+	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
 	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
@@ -26,7 +27,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check check-peers lint tree refresh series:
+run check check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -44,4 +45,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check check-peers lint kernel boot tree refresh series rangediff clean
+.PHONY: help run check check-peers lint matrix kernel boot tree refresh series rangediff clean
