@@ -11,6 +11,7 @@ help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
+	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make lint       only the static tests"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
@@ -27,7 +28,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check check-peers lint matrix tree refresh series:
+run check check-debian check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -45,4 +46,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check check-peers lint matrix kernel boot tree refresh series rangediff clean
+.PHONY: help run check check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean
