@@ -14,6 +14,7 @@ note() {
 
 "$MFR/series.sh"
 series=$O/series/$BASE
+[ -d "$series" ] || die "there is nothing to check"
 logs=$O/runs/lint-$BASE
 rm -rf "$logs"
 mkdir -p "$logs"

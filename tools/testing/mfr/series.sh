@@ -11,7 +11,10 @@ out=$O/series/$BASE
 rm -rf "$out" "$out.mbox"
 cd "$TREE"
 total=$(git rev-list --count base..HEAD)
-[ "$total" != 0 ] || die "KSRC=$KSRC already has all patches: there is no series to write"
+[ "$total" != 0 ] || {
+	say "the source has all patches already: there is no series to write"
+	exit 0
+}
 
 prefix=PATCH
 [ "$BASE" = 7.3 ] || prefix="PATCH $BASE"
@@ -51,7 +54,7 @@ why() { git log -1 --format=%B "$1" | sed -n "s/^\[mfr: $BASE: \(.*\)\]$/\1/p"; 
 	numbered subject
 	[ ! -s "$SOURCE/.git/mfr-has" ] || {
 		printf '\nAlready in the tree they are for, and not among them:\n\n'
-		sed 's/^/      /' "$SOURCE/.git/mfr-has"
+		tac "$SOURCE/.git/mfr-has" | sed 's/^/      /'
 	}
 	echo
 	git diff --stat=74 base HEAD

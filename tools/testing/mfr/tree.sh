@@ -56,7 +56,7 @@ blob() { git hash-object -w --no-filters "$TOP/$1"; }
 # The source may have some of the patches already: those that can be taken off it,
 # the last one first.
 has=$SOURCE/.git/mfr-has
-for p in $(patches | sed '1!G; h; $!d'); do
+for p in $(patches | tac); do
 	f=$TOP/patches/$p
 	[ -f "$f" ] || die "$SERIES names $p, which is not in patches/"
 	for n in $(new_files "$f"); do
