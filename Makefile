@@ -11,12 +11,14 @@ help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
+	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make lint       only the static tests"
+	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
 	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
 	@echo "make refresh    write that tree's commits back to patches/ and new files"
-	@echo "make series     build/series/BASE/*.patch: the complete series"
+	@echo "make series     build/series/BASE/*.patch, BASE.mbox: the complete series"
 	@echo "make rangediff  BASE=6.12: what that series does in another way than 7.3's"
 	@echo "make clean      remove build/"
 	@echo
@@ -26,7 +28,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check check-peers lint tree refresh series:
+run check check-debian check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -44,4 +46,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check check-peers lint kernel boot tree refresh series rangediff clean
+.PHONY: help run check check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean

@@ -3,12 +3,12 @@
 # own mirror. After lib.sh: . "$MFR/apt.sh"
 # shellcheck shell=sh disable=SC2086
 
-# Print an apt source line of type $1 for the suite $2.
+# Print an apt source line of type $1 for the suite $2, from where the machine has the
+# suite $3.
 private_list() {
-	. /etc/os-release
 	for f in /etc/apt/sources.list.d/*.sources; do
 		[ -f "$f" ] || continue
-		awk -v RS= -v own="$VERSION_CODENAME" -v type="$1" -v suite="$2" '
+		awk -v RS= -v own="$3" -v type="$1" -v suite="$2" '
 		{
 			uri = key = ""; ours = 0
 			n = split($0, line, "\n")
@@ -25,19 +25,24 @@ private_list() {
 	done
 	for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
 		[ -f "$f" ] || continue
-		sed -n "s/^deb  *\(\[[^]]*\]  *\)\{0,1\}\([^ ]*\)  *$VERSION_CODENAME  *.*/$1 \1\2 $2 main/p" "$f"
+		sed -n "s/^deb  *\(\[[^]]*\]  *\)\{0,1\}\([^ ]*\)  *$3  *.*/$1 \1\2 $2 main/p" "$f"
 	done
 }
 
-# use_suite TYPE SUITE DIR: from now on $apt_options make apt use that suite alone,
-# and keep what it needs for that in DIR
+# use_suite TYPE SUITE DIR [ARCHITECTURE]: from now on $apt_options make apt use that
+# suite alone, and keep what it needs for that in DIR
 use_suite() {
+	. /etc/os-release
 	mkdir -p "$3/lists/partial" "$3/archives/partial"
-	private_list "$1" "$2" | head -n 1 >"$3/apt.list"
+	{
+		private_list "$1" "$2" "$2"
+		private_list "$1" "$2" "$VERSION_CODENAME"
+	} | head -n 1 >"$3/apt.list"
 	[ -s "$3/apt.list" ] || return 1
 	apt_options="-o Dir::Etc::sourcelist=$3/apt.list -o Dir::Etc::sourceparts=-
 		-o Dir::State::lists=$3/lists -o Dir::Cache=$3
-		-o APT::Sandbox::User=$(id -un)"
+		-o APT::Sandbox::User=$(id -un)
+		${4:+-o APT::Architecture=$4 -o APT::Architectures=$4}"
 	apt-get $apt_options update >"$3/apt.log" 2>&1 ||
 		die "apt can't read suite $2, see $3/apt.log"
 }

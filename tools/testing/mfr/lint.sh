@@ -14,6 +14,7 @@ note() {
 
 "$MFR/series.sh"
 series=$O/series/$BASE
+[ -d "$series" ] || die "there is nothing to check"
 logs=$O/runs/lint-$BASE
 rm -rf "$logs"
 mkdir -p "$logs"
@@ -39,7 +40,7 @@ for p in "$series"/*.patch; do
 	fi
 done
 
-# The three ways to take the series, on the files it touches.
+# The ways to take the series, on the files it touches.
 say "the series applies"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -64,10 +65,7 @@ take() {
 	fi
 }
 take_patch() {
-	for p in "$series"/*.patch; do
-		case $p in */0000-*) continue ;; esac
-		patch -p1 --fuzz=0 --no-backup-if-mismatch <"$p" || return 1
-	done
+	cat "$series"/*.patch | patch -p1 --fuzz=0 --no-backup-if-mismatch
 }
 take_quilt() {
 	cp -r "$series" patches
@@ -75,13 +73,53 @@ take_quilt() {
 	QUILT_PATCHES=patches quilt push -a --fuzz=0
 }
 take_am() {
+	repository
+	git am --empty=drop "$series"/*.patch
+}
+take_mbox() {	# an old git am stops at the cover letter
+	repository
+	! git am "$series.mbox" && git am --skip
+}
+repository() {
 	git init -q . && git config user.name x && git config user.email x@localhost
 	git add -Af && git commit -qm base
-	git am $(ls "$series"/*.patch | grep -v '/0000-')
 }
 take patch "patch --fuzz=0"
 take quilt "quilt push -a --fuzz=0"
-take am "git am"
+take am "git am --empty=drop"
+take mbox "git am and git am --skip, as an mbox"
+
+# A source that has patches already: one, all, and all but what they do to one file.
+source_with() {
+	fresh
+	: >Kbuild
+	for p in $1; do
+		patch -p1 -s --fuzz=0 --no-backup-if-mismatch <"$p" || return 1
+	done
+	[ -z "${2:-}" ] || git -C "$TREE" show "base:$2" >"$2"
+	rm -rf "$scratch/out"
+	KSRC=$scratch/tree O=$scratch/out "$MFR/tree.sh" || return 1
+	cd "$scratch/out/$BASE/linux" && same
+}
+has() {
+	has=has-$1 what="the series on a source with $1 of its patches"
+	shift
+	if "$@" >"$logs/$has" 2>&1; then
+		note pass "$what" ""
+	else
+		note fail "$what" "$logs/$has"
+	fi
+}
+has_half() {
+	! source_with "$all" fs/hugetlbfs/inode.c 2>"$logs/half" &&
+		grep '^mfr: the source has .*0001-.* in part' "$logs/half"
+}
+all=$(ls "$series"/*.patch | grep -v '/0000-')
+[ -n "$KSRC" ] || {
+	has one source_with "$(ls "$series"/*-vhost_task-*)"
+	has all source_with "$all"
+	has parts has_half
+}
 
 say "sparse on the touched objects, stock and patched"
 objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' | sed 's/c$/o/')

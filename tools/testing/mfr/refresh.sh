@@ -12,6 +12,9 @@
 cd "$TREE"
 git diff --quiet HEAD || die "$TREE has changes that are not committed"
 
+[ ! -s "$SOURCE/.git/mfr-has" ] ||
+	die "$TREE lacks patches that its source has; refresh wants a source without them"
+
 stamp=$SOURCE/.git/mfr-tree
 was=$(cat "$stamp.head")	# the tree as make tree has made it
 as_added() {	# as_added REF FILE: that file in the commit that adds it

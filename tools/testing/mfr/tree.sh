@@ -44,19 +44,53 @@ export GIT_INDEX_FILE="$SOURCE/.git/mfr-index"
 git read-tree base
 commit=base
 
-for p in $(patches); do
+# apply PATCH [OPTION...]: to the index
+apply() {
+	diff=$TOP/patches/$1
+	shift
+	! grep -q '^diff --git' "$diff" || git apply --cached "$@" "$diff"
+}
+in_index() { git rev-parse -q --verify ":$1"; }
+blob() { git hash-object -w --no-filters "$TOP/$1"; }
+
+# The source may have some of the patches already: those that can be taken off it,
+# the last one first.
+has=$SOURCE/.git/mfr-has
+for p in $(patches | tac); do
 	f=$TOP/patches/$p
 	[ -f "$f" ] || die "$SERIES names $p, which is not in patches/"
-	if grep -q '^diff --git' "$f"; then
-		git apply --cached "$f" ||
-			die "$p doesn't apply to $(cat "$SOURCE/.git/mfr-source")"
-	fi
 	for n in $(new_files "$f"); do
 		[ -f "$TOP/$n" ] || die "$p brings $n, which doesn't exist"
+		[ "$(in_index "$n")" = "$(blob "$n")" ] || continue 2
+	done
+	apply "$p" -R 2>/dev/null || continue
+	for n in $(new_files "$f"); do
+		git update-index --force-remove "$n"
+	done
+	echo "$p"
+done >"$has"
+git read-tree base
+
+for p in $(patches); do
+	f=$TOP/patches/$p
+	if grep -qxF "$p" "$has"; then
+		say "left out, the source has it already: $p"
+		continue
+	fi
+	apply "$p" 2>"$SOURCE/.git/mfr-error" || {
+		part=$(for n in $(sed -n 's,^+++ b/,,p' "$f"); do
+			! apply "$p" -R --check --include="$n" 2>/dev/null || echo "$n"
+		done)
+		[ -z "$part" ] || die "the source has $p in part; undo there what it does to" $part
+		cat "$SOURCE/.git/mfr-error" >&2
+		die "$p doesn't apply to $(cat "$SOURCE/.git/mfr-source")"
+	}
+	for n in $(new_files "$f"); do
+		! in_index "$n" >/dev/null ||
+			die "$p brings $n, which the source has already; remove it there"
 		mode=100644
 		[ ! -x "$TOP/$n" ] || mode=100755
-		git update-index --add --cacheinfo \
-			"$mode,$(git hash-object -w --no-filters "$TOP/$n"),$n"
+		git update-index --add --cacheinfo "$mode,$(blob "$n"),$n"
 	done
 	# The message as mail has it; git am would want a diff.
 	git mailinfo -b "$SOURCE/.git/mfr-msg" /dev/null \
@@ -75,4 +109,4 @@ unset GIT_INDEX_FILE
 git reset -q --hard "$commit"
 git rev-parse HEAD >"$stamp.head"
 inputs >"$stamp"
-say "$BASE: $(patches | wc -w) patches applied in $TREE"
+say "$BASE: $(git -C "$TREE" rev-list --count base..HEAD) patches applied in $TREE"
