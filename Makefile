@@ -3,13 +3,14 @@
 
 BASE ?= 7.3
 O ?= build
-export BASE O KSRC DEBUG ARCH V
+export BASE O KSRC DEBUG ARCH STOCK MACHINES V
 MFR := tools/testing/mfr
-WHICH := $(if $(STOCK),stock,patched)
+WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
+	@echo "make check-all  those for every kernel version, and some with DEBUG=1: CI's"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make lint       only the static tests"
@@ -28,7 +29,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check check-debian check-peers lint matrix tree refresh series:
+run check check-all check-debian check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -46,4 +47,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean
+.PHONY: help run check check-all check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean

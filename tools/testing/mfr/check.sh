@@ -1,19 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# make check: the static tests, then the selftests on the patched kernel, with the
-# stock kernel as the yardstick.
+# make check: the static tests, and the selftests on the patched kernel, with the stock
+# kernel as the yardstick. STOCK=no: without that. MACHINES="NAME...": only these of the
+# series' machines (see the file tests), and no static tests.
 
 . "${0%/*}/lib.sh"
 
 "$MFR/packages.sh"
 "$MFR/tree.sh"
-"$MFR/kernel.sh" stock
+[ "$STOCK" = no ] || "$MFR/kernel.sh" stock
 "$MFR/kernel.sh" patched
 "$MFR/initramfs.sh"
 
 . "$MFR/tests"
+machines=${MACHINES:-$machines fatal}
 mkdir -p "$O/runs"
-cases=$O/runs/cases-$BASE$suffix	# pass|fail|skip<TAB>what<TAB>why or log
+cases=${CASES:-$O/runs/cases-$BASE$suffix}	# pass|fail|skip<TAB>what<TAB>why or log
 : >"$cases"
 note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"; }
 
@@ -23,13 +25,15 @@ at_once=$(awk '/^MemAvailable/ { print int($2 / 10485760) }' /proc/meminfo)
 [ "$at_once" -le "$JOBS" ] || at_once=$JOBS
 [ "$at_once" -ge 1 ] || at_once=1
 {
-	for m in $machines fatal; do
+	for m in $machines; do
 		echo "machine.sh patched mfr-$m"
 	done
-	echo "machine.sh stock neighbours"
-	echo "machine.sh patched neighbours"
-	echo "lint.sh $cases"
-	echo "machine.sh stock mfr-stock"
+	[ "$STOCK" = no ] || {
+		echo "machine.sh stock neighbours"
+		echo "machine.sh patched neighbours"
+		echo "machine.sh stock mfr-stock"
+	}
+	[ -n "$MACHINES" ] || echo "lint.sh $cases"
 } >"$O/runs/jobs"
 sed -n 's/^machine.sh \(.*\) \(.*\)/\2-'"$BASE-\\1$suffix/p" "$O/runs/jobs" |
 	(cd "$O/runs" && xargs rm -rf)
@@ -44,6 +48,24 @@ results() {
 		note fail "nothing has run in the machine $1 on $2" "$log"
 		results=/dev/null
 	}
+}
+
+# On the kernel that has the feature only what that kernel lacks may be skipped.
+for m in $machines; do
+	results "mfr-$m" patched
+	awk -F '\t' -v l="$log" -v lacks="$(echo $lacks)" '
+		BEGIN { n = split(lacks, lack, " ") }
+		$1 == "skip" {
+			for (i = 1; i <= n && !index($3, lack[i]); i++) ;
+			if (i > n) { $1 = "fail"; $3 = $3 " (skipped)" }
+		}
+		{ print $1 "\t" $2 ": " $3 "\t" l }' "$results" >>"$cases"
+done
+
+[ "$STOCK" != no ] || {
+	echo
+	verdict "$cases"
+	exit
 }
 
 results neighbours stock
@@ -68,18 +90,6 @@ awk -F '\t' -v log_dir="$log" '
 				print "fail\t" c "\tnot run on stock, " log_dir
 	}' "$yardstick" "$results" | sort >>"$cases"
 
-# On the kernel that has the feature only what that kernel lacks may be skipped.
-for m in $machines fatal; do
-	results "mfr-$m" patched
-	awk -F '\t' -v l="$log" -v lacks="$(echo $lacks)" '
-		BEGIN { n = split(lacks, lack, " ") }
-		$1 == "skip" {
-			for (i = 1; i <= n && !index($3, lack[i]); i++) ;
-			if (i > n) { $1 = "fail"; $3 = $3 " (skipped)" }
-		}
-		{ print $1 "\t" $2 ": " $3 "\t" l }' "$results" >>"$cases"
-done
-
 # Today's behaviour holds on stock, and what needs the flag says so.
 results mfr-stock stock
 awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l }' \
@@ -88,13 +98,4 @@ grep -q '^skip' "$results" ||
 	note fail "nothing is skipped on stock, which lacks the flag" "$log"
 
 echo
-grep '^fail' "$cases" | while IFS='	' read -r what name why; do
-	printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$name" "$why"
-done
-grep '^skip' "$cases" | while IFS='	' read -r what name why; do
-	printf 'skipped %s\n       %s\n' "$name" "$why"
-done
-count() { grep -c "^$1" "$cases" || true; }
-failed=$(count fail)
-echo "$(count pass) passed, $failed failed, $(count skip) skipped"
-[ "$failed" = 0 ]
+verdict "$cases"

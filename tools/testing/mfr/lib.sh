@@ -12,6 +12,8 @@ case $O in /*) ;; *) O=$TOP/$O ;; esac
 KSRC=${KSRC:-}
 DEBUG=${DEBUG:-}
 V=${V:-}
+STOCK=${STOCK:-}
+MACHINES=${MACHINES:-}
 JOBS=$(nproc)
 # The kernel's make must not see ours.
 unset MAKEFLAGS MFLAGS MAKELEVEL
@@ -77,4 +79,21 @@ need_space() {	# need_space DIR GIB
 	free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
 	[ "$free" -ge "$2" ] ||
 		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
+}
+
+# verdict CASES: tell what is in that file, in lines pass|fail|skip<TAB>what<TAB>why, and
+# fail if something has failed
+verdict() {
+	while IFS='	' read -r result what why; do
+		case $result in
+		fail) printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$what" "$why" ;;
+		skip) printf 'skipped %s\n       %s\n' "$what" "$why" ;;
+		esac
+	done <"$1"
+	awk '	{ n[$1]++ }
+		END {
+			printf "%d passed, %d failed, %d skipped\n",
+			       n["pass"], n["fail"], n["skip"]
+			exit n["fail"] > 0
+		}' "$1"
 }

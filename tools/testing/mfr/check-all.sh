@@ -1,0 +1,32 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# make check-all: what CI runs. make check; the tests of the series on the other kernel
+# versions that there is one for; and the stress test on a kernel that finds mistakes.
+
+. "${0%/*}/lib.sh"
+
+all=$O/runs/cases-all
+mkdir -p "$O/runs"
+: >"$all"
+
+# check WHAT [VARIABLE=VALUE...]
+check() {
+	what=$1 of=$O/runs/cases-this
+	shift
+	say "$what"
+	rm -f "$of"
+	env CASES="$of" "$@" "$MFR/check.sh" ||
+		[ -s "$of" ] || printf 'fail\t%s does not run\t\n' "$what" >"$of"
+	cat "$of" >>"$all"
+	echo
+}
+
+check "Linux $BASE"
+for series in "$TOP"/patches/series.*; do
+	other=${series##*/series.}
+	[ "$other" = "$BASE" ] ||
+		check "Linux $other, without its stock kernel" BASE="$other" STOCK=no
+done
+check "Linux $BASE with debug options: a stretch of the stress test" \
+	DEBUG=1 STOCK=no MACHINES=stress
+verdict "$all"
