@@ -3,7 +3,7 @@
 
 BASE ?= 7.3
 O ?= build
-export BASE O KSRC DEBUG ARCH STOCK MACHINES V
+export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINES V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
@@ -25,6 +25,8 @@ help:
 	@echo
 	@echo "BASE=6.12       another kernel version than 7.3: one of $(patsubst patches/series.%,%,$(wildcard patches/series.*))"
 	@echo "KSRC=DIR        a kernel tree of your own instead of Debian's package"
+	@echo "ARCH=arm64      for Arm: kernel, boot and check, without machine checks"
+	@echo "PAGES=64k       with ARCH=arm64: base pages of 64 KiB instead of 4"
 	@echo "DEBUG=1         kernels with KASAN, lockdep and others"
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # boot.sh stock|patched NAME SECONDS [COMMAND;COMMAND...]
 #
-# Boot a kernel under QEMU's TCG and run the commands in it, on Intel's CPUs, or
+# Boot a kernel under QEMU's TCG and run the commands in it, on Arm's CPUs, Intel's, or
 # AMD's if NAME ends in -amd; check-peers.sh's machine if NAME begins with peers.
 # Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
 # and results: what the machine has written to its second serial line. Fails if the
@@ -21,28 +21,13 @@ echo "verdict missing" >"$run/results"
 # oops, WARN and hang all end the machine: what comes after proves nothing.
 # Memory: pools of 1 GiB hugepages, and as much again to look for lost pages in. Two
 # nodes, for what moves pages.
-append="console=ttyS0 panic=-1 oops=panic panic_on_warn=1 loglevel=6"
+append="panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
-append="$append tsc=reliable mce=ignore_ce"
-# Left to itself the guest gets this wrong on a busy machine, and its clock with it.
-[ ! -x "$O/tsc-khz" ] || append="$append tsc_early_khz=$("$O/tsc-khz")"
-# Two CPUs without ticks, for the victims of machine checks. The machine injects
-# those itself: it has a line to its own monitor.
+initramfs=initramfs memory=8G first_node=4G
 case $name in
 peers*)	initramfs=peers ;;
-*)	initramfs=initramfs
-	append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1" ;;
-esac
-# (With ERMS the kernel clears and copies memory by the byte, which is slow here. But
-# without it a copy doesn't survive that its source is lost meanwhile.)
-# (Where there are 1 GiB hugepages the mm selftests use them, which takes long.)
-case $name in
-peers-mm*) cpu=Skylake-Server,-erms,-pdpe1gb ;;
-*-erms)	cpu=Skylake-Server ;;
-*-cma)	cpu=Skylake-Server,-erms append="$append hugetlb_cma=0:2G,1:2G" ;;
-*-boot)	cpu=Skylake-Server,-erms append="$append hugepagesz=1G hugepages=2" ;;
-*-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
-*)	cpu=Skylake-Server,-erms ;;
+*-cma)	append="$append hugetlb_cma=0:2G,1:2G" ;;
+*-boot)	append="$append hugepagesz=1G hugepages=2" ;;
 esac
 # Memory that goes online was never allocated, nor were hugepages made at boot, which
 # MEM_ALLOC_PROFILING_DEBUG minds.
@@ -51,20 +36,51 @@ case $DEBUG$name in
 esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
-# What finds mistakes makes ACPI so slow that it gives up on the loops in the tables of
-# QEMU's usual board, and then there are no interrupts. The other board leaves less
-# memory below 4 GiB: there must be as many 1 GiB hugepages on the first node.
-board=pc memory=8G first_node=4G
-[ -z "$DEBUG" ] || board=q35 memory=9G first_node=5G
-qemu="qemu-system-x86_64 -M $board -accel tcg,thread=multi -cpu $cpu -smp 4 -m $memory
+
+case $SRCARCH in
+arm64)
+	append="$append console=ttyAMA0"
+	machine="qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a76"
+	# This board has only one serial line of its own.
+	results="-chardev file,id=results,path=$run/results
+		-device pci-serial,chardev=results" ;;
+x86)
+	append="$append console=ttyS0 tsc=reliable mce=ignore_ce"
+	# Left to itself the guest gets this wrong on a busy machine, and its clock
+	# with it.
+	[ ! -x "$O/tsc-khz" ] || append="$append tsc_early_khz=$("$O/tsc-khz")"
+	# Two CPUs without ticks, for the victims of machine checks. The machine
+	# injects those itself: it has a line to its own monitor.
+	[ $initramfs = peers ] ||
+		append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
+	# (With ERMS the kernel clears and copies memory by the byte, which is slow
+	# here. But without it a copy doesn't survive that its source is lost
+	# meanwhile.)
+	# (Where there are 1 GiB hugepages the mm selftests use them, which takes long.)
+	cpu=Skylake-Server,-erms
+	case $name in
+	peers-mm*) cpu=$cpu,-pdpe1gb ;;
+	*-erms)	cpu=Skylake-Server ;;
+	*-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
+	esac
+	# What finds mistakes makes ACPI so slow that it gives up on the loops in the
+	# tables of QEMU's usual board, and then there are no interrupts. The other
+	# board leaves less memory below 4 GiB: there must be as many 1 GiB hugepages
+	# on the first node.
+	board=pc
+	[ -z "$DEBUG" ] || board=q35 memory=9G first_node=5G
+	machine="qemu-system-x86_64 -M $board -cpu $cpu
+		-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off
+		-mon chardev=monitor,mode=readline
+		-chardev socket,id=line,path=$line/monitor
+		-device virtio-serial-pci -device virtserialport,chardev=line"
+	results="-serial file:$run/results" ;;
+esac
+qemu="$machine -accel tcg,thread=multi -smp 4 -m $memory
 	-object memory-backend-ram,id=m0,size=$first_node -numa node,memdev=m0,cpus=0-3
 	-object memory-backend-ram,id=m1,size=4G -numa node,memdev=m1
 	-display none -no-reboot -nic none
-	-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off
-	-mon chardev=monitor,mode=readline
-	-chardev socket,id=line,path=$line/monitor
-	-device virtio-serial-pci -device virtserialport,chardev=line
-	-kernel $dir/bzImage -initrd $O/$BASE$suffix/$initramfs.cpio"
+	-kernel $dir/$image -initrd $O/$BASE$suffix/$initramfs.cpio"
 
 if [ -z "$commands" ]; then
 	$qemu -append "$append mfr_shell" -serial stdio -serial null
@@ -74,16 +90,16 @@ fi
 cp "$dir/config" "$run/config"
 {
 	cat "$SOURCE/.git/mfr-source"
-	qemu-system-x86_64 --version | head -n 1
-	gcc --version | head -n 1
-	sha256sum "$dir/bzImage" "$O/$BASE$suffix/$initramfs.cpio"
+	${qemu%% *} --version | head -n 1
+	${cross}gcc --version | head -n 1
+	sha256sum "$dir/$image" "$O/$BASE$suffix/$initramfs.cpio"
 	echo "$qemu -append '$append mfr=\"$commands\"'"
 } >"$run/what"
 
 status=0
 timeout --foreground -k 10 "$limit" $qemu \
 	-append "$append mfr=\"$commands\"" \
-	-serial "file:$run/console.log" -serial "file:$run/results" \
+	-serial "file:$run/console.log" $results \
 	>"$run/qemu.log" 2>&1 </dev/null || status=$?
 
 fail() {

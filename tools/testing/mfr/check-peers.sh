@@ -6,6 +6,7 @@
 # shellcheck disable=SC1091,SC2086
 
 . "${0%/*}/lib.sh"
+need_x86 "make check-peers compares kernels for x86 only"
 . "$MFR/apt.sh"
 
 # What is not run, and why: NAME<TAB>REASON

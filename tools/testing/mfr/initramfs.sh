@@ -9,6 +9,7 @@ obj=$(kernel_dir patched)/obj
 out=$O/$BASE$suffix/selftests
 root=$O/$BASE$suffix/root
 log=$O/$BASE$suffix/selftests.log
+libs=${foreign:+-L$foreign/usr/lib/aarch64-linux-gnu}
 mkdir -p "$out/mm" "$out/memfd"
 rm -rf "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/tmp" "$root/tests"
@@ -23,15 +24,16 @@ for suite in mm memfd; do
 		targets="$targets $out/$suite/$p"
 	done
 	make -C "$TREE/tools/testing/selftests/$suite" OUTPUT="$out/$suite" \
-		KHDR_INCLUDES="-isystem $obj/usr/include" \
-		LDLIBS="-static -lrt -lpthread -lm -lcap -lnuma" \
+		KHDR_INCLUDES="-isystem $obj/usr/include ${foreign:+-isystem $foreign/usr/include}" \
+		LDLIBS="-static $libs -lrt -lpthread -lm -lcap -lnuma" \
 		$targets >>"$log" 2>&1 || {
 		grep -m 3 'error' "$log" >&2 || true
 		die "building the selftests failed, see $log"
 	}
 	cp $targets "$root/tests/"
 done
-gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
+# Machine checks are x86's.
+[ $SRCARCH != x86 ] || gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
 	-I "$TREE/tools/testing/selftests/mm" \
 	-o "$root/tests/mini-vmm" "$MFR/mini-vmm.c" >>"$log" 2>&1 ||
 	die "building mini-vmm failed, see $log"
@@ -41,8 +43,8 @@ gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
 	gcc -O2 -Wall -Wextra -o "$O/tsc-khz" "$MFR/tsc-khz.c" >>"$log" 2>&1 ||
 	die "building tsc-khz failed, see $log"
 
-cp /bin/busybox "$root/bin/"
-cp /bin/bash-static "$root/bin/bash"
+cp "$foreign/bin/busybox" "$root/bin/"
+cp "$foreign/bin/bash-static" "$root/bin/bash"
 ln -s busybox "$root/bin/sh"
 cp "$MFR/init" "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet) >"$O/$BASE$suffix/initramfs.cpio"

@@ -15,18 +15,20 @@ obj=$dir/obj
 mkdir -p "$obj"
 need_space "$O" 3
 
-fragments="$MFR/kernel.config ${DEBUG:+$MFR/debug.config}"
+fragments="$MFR/kernel.config $MFR/$SRCARCH.config
+	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}"
 
 # Nothing to do if the same source was built with the same configuration.
 # (Edits that are not committed count: make finds out what they need.)
 inputs=$(cd "$src" && { git rev-parse 'HEAD^{tree}'; git diff HEAD; cat $fragments
-	gcc --version; } | sha256sum | cut -d ' ' -f 1)
-if [ -f "$dir/bzImage" ] && [ "$(cat "$dir/built" 2>/dev/null)" = "$inputs" ]; then
+	${cross}gcc --version; } | sha256sum | cut -d ' ' -f 1)
+if [ -f "$dir/$image" ] && [ "$(cat "$dir/built" 2>/dev/null)" = "$inputs" ]; then
 	exit 0
 fi
-rm -f "$dir/built" "$dir/bzImage"
+rm -f "$dir/built" "$dir/$image"
 
-make="make -C $src O=$obj ${ARCH:+ARCH=$ARCH}"
+make="make -C $src O=$obj"
+built=$obj/arch/$SRCARCH/boot/$image
 log=$dir/build.log
 {
 	$make tinyconfig
@@ -45,23 +47,23 @@ done)
 [ -z "$lost" ] || die "the configuration doesn't keep:" $lost
 cp "$obj/.config" "$dir/config"
 
-say "building the $which $BASE kernel${DEBUG:+ with debug options}"
+say "building the $which $BASE kernel${suffix:+ ($suffix)}"
 begin=$(date +%s)
 objects=$(cat "$O/objects$suffix" 2>/dev/null || echo 2000)
 if [ -n "$V" ]; then
-	$make -j"$JOBS" bzImage 2>&1 | tee -a "$log"
+	$make -j"$JOBS" $image 2>&1 | tee -a "$log"
 else
-	{ $make -j"$JOBS" bzImage 2>&1 || echo "mfr: failed"; } |
+	{ $make -j"$JOBS" $image 2>&1 || echo "mfr: failed"; } |
 		progress "$which kernel" "$objects" "$log"
 fi
-[ -f "$obj/arch/x86/boot/bzImage" ] && ! grep -q '^mfr: failed' "$log" || {
+[ -f "$built" ] && ! grep -q '^mfr: failed' "$log" || {
 	grep -n 'error:\|Error \|\*\*\*' "$log" | head -5 >&2
 	die "building the $which kernel failed, see $log"
 }
 n=$(grep -cE '^  (CC|AS|LD|AR|HOSTCC) ' "$log" || true)
 [ "$n" -lt 1000 ] || echo "$n" >"$O/objects$suffix"
 $make headers >>"$log" 2>&1 || die "making headers failed, see $log"
-cp "$obj/arch/x86/boot/bzImage" "$dir/bzImage"
+cp "$built" "$dir/$image"
 echo "$inputs" >"$dir/built"
 secs=$(($(date +%s) - begin))
-say "$dir/bzImage ($((secs / 60)) min $((secs % 60)) s)"
+say "$dir/$image ($((secs / 60)) min $((secs % 60)) s)"

@@ -17,12 +17,32 @@ MACHINES=${MACHINES:-}
 JOBS=$(nproc)
 # The kernel's make must not see ours.
 unset MAKEFLAGS MFLAGS MAKELEVEL
-[ -n "${ARCH:-}" ] || unset ARCH
 SERIES=$TOP/patches/series.$BASE
 
 die() {
 	echo "mfr: $*" >&2
 	exit 1
+}
+
+# SRCARCH is its directory in arch/, image what its make builds there in boot/.
+PAGES=${PAGES:-}
+case ${ARCH:-x86} in
+x86|x86_64)
+	SRCARCH=x86 image=bzImage suffix='' cross=''
+	# With x86_64 the kernel's tinyconfig would be another one.
+	unset ARCH ;;
+arm64)	SRCARCH=arm64 image=Image suffix=-arm64 cross=aarch64-linux-gnu-
+	export ARCH CROSS_COMPILE=$cross ;;
+*)	die "ARCH=$ARCH: use x86 or arm64" ;;
+esac
+# Where its binary packages are unpacked, if they are not the machine's own.
+foreign=
+[ $SRCARCH = x86 ] || foreign=$O/cache/$SRCARCH/root
+[ -z "$PAGES" ] || [ -f "$MFR/$SRCARCH-$PAGES.config" ] ||
+	die "PAGES=$PAGES: there is no $SRCARCH-$PAGES.config"
+
+need_x86() {	# need_x86 WHY
+	[ $SRCARCH = x86 ] || die "ARCH=$ARCH: $1"
 }
 
 [ -f "$SERIES" ] ||
@@ -32,7 +52,7 @@ die() {
 # A kernel version lives in two directories, stock and patched.
 SOURCE=$O/$BASE-source		# the package's source, a git repository
 TREE=$O/$BASE/linux		# the patched tree, a worktree of it
-suffix=${DEBUG:+-debug}
+suffix=$suffix${PAGES:+-$PAGES}${DEBUG:+-debug}
 
 # kernel_dir stock|patched: where that kernel is built
 kernel_dir() {

@@ -3,6 +3,7 @@
 # lint.sh [CASES]: the static tests. Adds a line for each to the file CASES.
 
 . "${0%/*}/lib.sh"
+need_x86 "make lint looks at sources, which are the same for x86"
 
 own=
 [ $# = 1 ] || { own=1; set -- "$(mktemp)"; "$MFR/packages.sh"; }

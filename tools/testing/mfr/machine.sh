@@ -38,7 +38,7 @@ if [ "$name" = mfr-fatal ]; then
 	[ -z "$died" ] ||
 		! grep -q 'Kernel panic - not syncing: Memory failure on page' \
 			"$run/console.log" || verdict=pass
-	printf '%s\tmini-vmm\tan error panics with vm.memory_failure_recovery=0\n' \
+	printf '%s\tfatal\tan error panics with vm.memory_failure_recovery=0\n' \
 		$verdict >"$cases"
 else
 	[ -z "$died" ] || cat "$run/boot.err" >&2

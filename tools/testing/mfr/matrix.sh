@@ -59,6 +59,10 @@ configure() {
 }
 fragment() {
 	cat "$MFR/kernel.config" >>"$obj/.config"
+	case $make in
+	*ARCH=x86_64*|*ARCH=i386*) cat "$MFR/x86.config" ;;
+	*ARCH=arm64*)		   cat "$MFR/arm64.config" ;;
+	esac >>"$obj/.config"
 	for o in "$@"; do
 		"$BOTH/scripts/config" --file "$obj/.config" -d "$o"
 	done

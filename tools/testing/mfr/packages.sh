@@ -4,31 +4,53 @@
 # if we may.
 
 . "${0%/*}/lib.sh"
+. "$MFR/apt.sh"
 
 wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
-	cpio gzip rsync qemu-system-x86 busybox-static bash-static sparse perl
-	python3-ply python3-git libc6-dev procps libcap-dev libnuma-dev $*"
+	cpio gzip rsync sparse perl python3-ply python3-git libc6-dev procps $*"
+# What is part of the initramfs, or of programs there.
+inside="busybox-static bash-static libcap-dev libnuma-dev"
+case $SRCARCH in
+x86)	wanted="$wanted qemu-system-x86 $inside" ;;
+arm64)	wanted="$wanted qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
+esac
 
 missing=
 for p in $wanted; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null |
 		grep -q 'ok installed' || missing="$missing $p"
 done
-[ -n "$missing" ] || exit 0
+install() {
+	if [ "$(id -u)" = 0 ]; then
+		sudo=
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+		sudo="sudo -n"
+	else
+		die "missing packages; run: sudo apt-get install$missing"
+	fi
 
-if [ "$(id -u)" = 0 ]; then
-	sudo=
-elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-	sudo="sudo -n"
-else
-	die "missing packages; run: sudo apt-get install$missing"
-fi
+	say "installing Debian packages:$missing"
+	log=$O/packages.log
+	mkdir -p "$O"
+	{
+		$sudo apt-get update &&
+		$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y \
+			--no-install-recommends $missing
+	} >"$log" 2>&1 || die "installing packages failed, see $log"
+}
+[ -z "$missing" ] || install
 
-say "installing Debian packages:$missing"
-log=$O/packages.log
-mkdir -p "$O"
-{
-	$sudo apt-get update &&
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y \
-		--no-install-recommends $missing
-} >"$log" 2>&1 || die "installing packages failed, see $log"
+# Packages of another architecture are unpacked beside the machine's own.
+[ -n "$foreign" ] && [ ! -f "$foreign/unpacked" ] || exit 0
+say "unpacking Debian packages for $ARCH: $inside"
+cache=${foreign%/root}
+mkdir -p "$foreign"
+use_suite deb "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$cache" $ARCH ||
+	die "no Debian mirror found in /etc/apt"
+(cd "$cache" && apt-get $apt_options download $inside) >>"$cache/apt.log" 2>&1 ||
+	die "downloading packages failed, see $cache/apt.log"
+for deb in "$cache"/*.deb; do
+	dpkg-deb -x "$deb" "$foreign"
+	rm "$deb"
+done
+touch "$foreign/unpacked"

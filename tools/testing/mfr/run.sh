@@ -4,6 +4,7 @@
 # table of what they have cost.
 
 . "${0%/*}/lib.sh"
+need_x86 "make run is about machine checks, which QEMU has for x86 only"
 
 "$MFR/packages.sh"
 "$MFR/tree.sh"

@@ -1434,14 +1434,11 @@ FIXTURE_VARIANT_ADD(demoted, corrupt_pfn)
 static void setup_demotion(struct __test_metadata *_metadata, struct subject *s,
 			   const struct injector *injector, struct pool *small)
 {
-	long demote_kb;
-
 	prepare(_metadata, s, SZ_1G, injector, 1);
 	if (_metadata->exit_code)
 		return;
 	leave_available(_metadata, s, 1);
-	if (!read_long(pool_path(SZ_1G, "demote_size"), &demote_kb) ||
-	    demote_kb != SZ_2M >> 10)
+	if (!demote_to(SZ_1G, SZ_2M))
 		SKIP(return, "1 GiB hugepages can't be demoted to 2 MiB");
 	*small = pool_read(SZ_2M);
 }
@@ -2225,29 +2222,29 @@ TEST_F_TIMEOUT(starved, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
 TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long ps = psize();
+	unsigned long nr = s->nr_raw / 4, ps = psize();
 	char *buf = malloc(ps);
 
 	ASSERT_NE(NULL, buf);
 	lose_unrecorded(_metadata, s, 7);
 
 	/* Who maps it still has it. */
-	EXPECT_TRUE(try_write(raw_page(s, 100)));
+	EXPECT_TRUE(try_write(raw_page(s, nr)));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 
 	errno = 0;
-	EXPECT_EQ(-1, pread(s->fd, buf, ps, 100 * ps));
+	EXPECT_EQ(-1, pread(s->fd, buf, ps, nr * ps));
 	EXPECT_EQ(EIO, errno);
 	errno = 0;
-	EXPECT_EQ(-1, punch(s, 100 * ps, ps));
+	EXPECT_EQ(-1, punch(s, nr * ps, ps));
 	EXPECT_EQ(EIO, errno);
-	EXPECT_EQ('x', *raw_page(s, 100));
+	EXPECT_EQ('x', *raw_page(s, nr));
 
 	unmap_file(s);
 	s->map = map_file(s, MAP_SHARED);
 	ASSERT_NE(NULL, s->map);
-	EXPECT_FALSE(try_read(raw_page(s, 100)));
-	expect_fault_in(_metadata, raw_page(s, 100));
+	EXPECT_FALSE(try_read(raw_page(s, nr)));
+	expect_fault_in(_metadata, raw_page(s, nr));
 	EXPECT_FALSE(is_mapped(s->map));
 
 	/* To know which healthy pages there are won't help. */

@@ -15,6 +15,7 @@
 
 #include "../kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -111,6 +112,7 @@ static struct ledger {
 		unsigned long size;
 		long nr;
 		long overcommit;
+		long demote_kb;
 	} saved[MAX_SIZES];
 	long filter_enable;
 	long filter_major;
@@ -506,6 +508,7 @@ static inline void save_settings(void)
 		ledger->saved[i].size = size;
 		ledger->saved[i].nr = pool_get(size, "nr_hugepages");
 		ledger->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
+		ledger->saved[i].demote_kb = pool_get(size, "demote_size");
 		ledger->nr_sizes++;
 	}
 
@@ -519,6 +522,61 @@ static inline void save_settings(void)
 	if (!read_long(SOFT_OFFLINE, &ledger->soft_offline))
 		ledger->soft_offline = 1;
 }
+
+/* What the variants of a fixture begin with that is about hugepages of any size. */
+struct size_variant {
+	unsigned long size;
+	const struct injector *injector;
+};
+
+static inline void add_size_variant(struct __fixture_metadata *fixture, const char *how,
+				    const struct injector *injector, unsigned long size)
+{
+	struct __fixture_variant_metadata *variant = calloc(1, sizeof(*variant));
+	struct size_variant *data = calloc(1, sizeof(*data));
+	unsigned long kb = size >> 10;
+	char *name = malloc(32);
+
+	if (!variant || !data || !name)
+		ksft_exit_fail_perror("malloc");
+	snprintf(name, 32, "%s_%lu%c", how, kb < 1024 ? kb : kb >> 10,
+		 kb < 1024 ? 'k' : 'm');
+	data->size = size;
+	data->injector = injector;
+	variant->name = name;
+	variant->data = data;
+	__register_fixture_variant(fixture, variant);
+}
+
+/*
+ * Beside the variants for hugepages of 2 MiB and 1 GiB, which most machines have, add
+ * some for each other size that there is up to 1 GiB: madvise_64k, corrupt_pfn_64k.
+ */
+static inline void add_size_variants(struct __fixture_metadata *fixture)
+{
+	DIR *dir = opendir(SYSFS_HUGEPAGES);
+	struct dirent *entry;
+	unsigned long kb;
+
+	while (dir && (entry = readdir(dir))) {
+		if (sscanf(entry->d_name, "hugepages-%lukB", &kb) != 1 ||
+		    kb << 10 == SZ_2M || kb << 10 >= SZ_1G)
+			continue;
+		add_size_variant(fixture, "madvise", &by_madvise, kb << 10);
+		add_size_variant(fixture, "corrupt_pfn", &by_pfn, kb << 10);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+#define FIXTURE_VARIANT_ADD_SIZES(fixture_name) \
+	static_assert(sizeof(FIXTURE_VARIANT(fixture_name)) == \
+		      sizeof(struct size_variant), "as in struct size_variant"); \
+	static void __attribute__((constructor)) \
+		_register_##fixture_name##_sizes(void) \
+	{ \
+		add_size_variants(&_##fixture_name##_fixture_object); \
+	}
 
 /* Let only errors in the memory of one device pass, which doesn't exist. */
 static inline bool filter_all_errors(void)
@@ -551,6 +609,12 @@ static inline void restore_settings(void)
 	rmdir(TRACING);
 }
 
+/* What hugepages are to become: the next smaller size, unless told otherwise. */
+static inline bool demote_to(unsigned long size, unsigned long smaller)
+{
+	return write_long(pool_path(size, "demote_size"), smaller);
+}
+
 static inline void restore_pool(unsigned long size, const char *name, long val)
 {
 	if (pool_get(size, name) != val)
@@ -566,6 +630,8 @@ static inline void restore_pools(void)
 
 		restore_pool(size, "nr_overcommit_hugepages", ledger->saved[i].overcommit);
 		restore_pool(size, "nr_hugepages", ledger->saved[i].nr);
+		if (pool_get(size, "demote_size") != ledger->saved[i].demote_kb)
+			demote_to(size, ledger->saved[i].demote_kb << 10);
 	}
 }
 
