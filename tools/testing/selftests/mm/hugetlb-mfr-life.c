@@ -1127,13 +1127,14 @@ static void restore_nodes(struct nodes *n, unsigned long size)
 		write_long(SOFT_OFFLINE, n->soft_offline);
 }
 
+/* No more than preferably: it may have no memory left for anything but hugepages. */
 static int use_node(int node)
 {
 	unsigned long nodes = 1UL << node;
 
 	if (node < 0)
 		return syscall(SYS_set_mempolicy, MPOL_DEFAULT, NULL, 0);
-	return syscall(SYS_set_mempolicy, MPOL_BIND, &nodes, sizeof(nodes) * 8);
+	return syscall(SYS_set_mempolicy, MPOL_PREFERRED, &nodes, sizeof(nodes) * 8);
 }
 
 /* Open the file with all its hugepages on @node, and @nr more of them on each. */
