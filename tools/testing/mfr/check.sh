@@ -24,6 +24,7 @@ note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$cases"; }
 at_once=$(awk '/^MemAvailable/ { print int($2 / 10485760) }' /proc/meminfo)
 [ "$at_once" -le "$JOBS" ] || at_once=$JOBS
 [ "$at_once" -ge 1 ] || at_once=1
+jobs=$O/runs/jobs-$BASE$suffix
 {
 	for m in $machines; do
 		echo "machine.sh patched mfr-$m"
@@ -35,11 +36,11 @@ at_once=$(awk '/^MemAvailable/ { print int($2 / 10485760) }' /proc/meminfo)
 	}
 	# What it says of the sources is the same for each architecture.
 	[ -n "$MACHINES" ] || [ $SRCARCH != x86 ] || echo "lint.sh $cases"
-} >"$O/runs/jobs"
-sed -n 's/^machine.sh \(.*\) \(.*\)/\2-'"$BASE-\\1$suffix/p" "$O/runs/jobs" |
+} >"$jobs"
+sed -n 's/^machine.sh \(.*\) \(.*\)/\2-'"$BASE-\\1$suffix/p" "$jobs" |
 	(cd "$O/runs" && xargs rm -rf)
-(cd "$MFR" && xargs -P "$at_once" -I '{}' sh -c './{}') <"$O/runs/jobs" ||
-	note fail "everything has run" "$O/runs/jobs"
+(cd "$MFR" && xargs -P "$at_once" -I '{}' sh -c './{}') <"$jobs" ||
+	note fail "everything has run" "$jobs"
 
 # results NAME KERNEL: sets $log, where its log is, and $results, a file
 results() {
