@@ -5,6 +5,7 @@
 
 . "${0%/*}/lib.sh"
 
+[ -z "$KSRC" ] || die "KSRC= is one kernel version: use make check"
 all=$O/runs/cases-all
 mkdir -p "$O/runs"
 : >"$all"

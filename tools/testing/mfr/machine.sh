@@ -15,6 +15,7 @@ run=$O/runs/$name-$BASE-$kernel$suffix
 cases=$run/cases
 limit=$((1500 * (DEBUG ? 6 : 1)))
 begin=$(date +%s)
+mkdir -p "$O/runs"
 
 say "$name on the $kernel kernel"
 died=
@@ -23,7 +24,7 @@ for try in 1 2 3; do
 	! "$MFR/boot.sh" "$kernel" "$name" "$limit" "$commands" 2>"$run.err" || break
 	# Not even isolated CPUs are always in user mode. Emulated hardware raises
 	# no machine check by itself, so this one says nothing of the kernel.
-	if [ $try != 3 ] && grep -q 'unrecoverable area of kernel' "$run/console.log"; then
+	if [ $try != 3 ] && grep -qs 'unrecoverable area of kernel' "$run/console.log"; then
 		say "$name: an injected machine check has hit an interrupt; once more"
 		continue
 	fi
@@ -36,7 +37,7 @@ mv "$run.err" "$run/boot.err"
 if [ "$name" = mfr-fatal ]; then
 	verdict=fail
 	[ -z "$died" ] ||
-		! grep -q 'Kernel panic - not syncing: Memory failure on page' \
+		! grep -qs 'Kernel panic - not syncing: Memory failure on page' \
 			"$run/console.log" || verdict=pass
 	printf '%s\tfatal\tan error panics with vm.memory_failure_recovery=0\n' \
 		$verdict >"$cases"
