@@ -2002,9 +2002,9 @@ static void be_flags_checker(void)
 static void allocate(const char *kind, int fd, bool huge)
 {
 	const size_t len = 4 * SZ_2M;
-	unsigned long pfn;
-	char *map;
-	size_t i;
+	unsigned long pfn, i, nr;
+	uint64_t entries[512];
+	char *map, *p;
 
 	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		   fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
@@ -2012,11 +2012,18 @@ static void allocate(const char *kind, int fd, bool huge)
 		return;
 	madvise(map, len, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	madvise(map, len, MADV_POPULATE_WRITE);
-	for (i = 0; i < len; i += psize()) {
-		pfn = mapped_pfn(map + i);
-		if (pfn < book->nr_pages &&
-		    (standing_of(pfn) == LOST || standing_of(pfn) == ALIEN))
-			fail(NULL, "lost page %#lx is part of %s", pfn, kind);
+	for (p = map; p < map + len; p += nr * psize()) {
+		nr = (map + len - p) / psize();
+		if (nr > 512)
+			nr = 512;
+		if (!read_pagemap(p, nr, entries))
+			break;
+		for (i = 0; i < nr; i++) {
+			pfn = PAGEMAP_PFN(entries[i]);
+			if (PAGEMAP_PRESENT(entries[i]) && pfn < book->nr_pages &&
+			    (standing_of(pfn) == LOST || standing_of(pfn) == ALIEN))
+				fail(NULL, "lost page %#lx is part of %s", pfn, kind);
+		}
 	}
 	munmap(map, len);
 }
@@ -2166,11 +2173,14 @@ static void drain(unsigned long pfn)
 
 /*
  * Pages of what was a hugepage that are nobody's, and yet not free.  Some of them
- * are only on their way: try to bring them home.
+ * are only on their way: if there were @before, try to bring a few home, from all
+ * over memory, since each brings home its zone's.  (Some are the kernel's own, and
+ * stay.)
  */
-static unsigned long nr_missing(unsigned int round)
+static unsigned long nr_missing(unsigned int round, unsigned long before,
+				unsigned long *one_of_them)
 {
-	const unsigned long nr = SZ_2M / psize();
+	const unsigned long nr = SZ_2M / psize(), every = before / 8 + 1;
 	unsigned long pfn, i, sum = 0;
 	uint64_t flags[512];
 
@@ -2181,8 +2191,8 @@ static unsigned long nr_missing(unsigned int round)
 			if (standing_of(pfn + i) != HEALTHY ||
 			    (flags[i] & (KPF_BUDDY | KPF_IN_USE)))
 				continue;
-			/* Some are the kernel's own, and can't be moved. */
-			if (sum++ % 8 == round % 8 && sum < 64)
+			*one_of_them = pfn + i;
+			if (sum++ % every == round % every && before)
 				drain(pfn + i);
 		}
 	}
@@ -2276,13 +2286,13 @@ static void end_round(struct pool *before, bool killed, bool last)
 		     hardware_corrupted(), book->corrupted);
 
 	for (tries = 0; tries < 16; tries++) {
-		missing = nr_missing(tries);
+		missing = nr_missing(tries, missing, &pfn);
 		if (!missing)
 			break;
 		usleep(5000);
 	}
 	if (missing > NR_UNKNOWN)
-		fail(NULL, "%lu healthy pages are missing", missing);
+		fail(NULL, "%lu healthy pages are missing, %#lx for one", missing, pfn);
 	if (book->verbose)
 		ksft_print_msg("round %lu: %lu lost, %ld of %ld offlined, %lu hits, %lu missing\n",
 			       book->round, c.nr_lost, offlined, before->nr,

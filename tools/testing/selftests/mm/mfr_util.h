@@ -636,18 +636,32 @@ static inline void restore_pools(void)
 }
 
 /* Read the kpageflags of @nr page frames. */
+/* Asked about one page after the other, files of /proc stay open: that saves much time. */
 static inline bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t *flags)
 {
+	static int fd = -1;
 	size_t len = nr * sizeof(*flags);
-	ssize_t ret;
-	int fd;
 
-	fd = open("/proc/kpageflags", O_RDONLY);
 	if (fd < 0)
-		return false;
-	ret = pread(fd, flags, len, pfn * sizeof(*flags));
-	close(fd);
-	return ret == (ssize_t)len;
+		fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	return fd >= 0 && pread(fd, flags, len, pfn * sizeof(*flags)) == (ssize_t)len;
+}
+
+static inline bool read_pagemap(char *addr, unsigned long nr, uint64_t *entries)
+{
+	static pid_t whose;
+	static int fd;
+	size_t len = nr * sizeof(*entries);
+	off_t start = (uintptr_t)addr / psize() * sizeof(*entries);
+
+	/* What a parent has opened is about the parent's memory. */
+	if (whose != getpid()) {
+		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			return false;
+		whose = getpid();
+	}
+	return pread(fd, entries, len, start) == (ssize_t)len;
 }
 
 static inline bool is_poisoned(unsigned long pfn)
@@ -660,15 +674,11 @@ static inline bool is_poisoned(unsigned long pfn)
 /* The pfn that @addr is mapped to, or -1UL. */
 static inline unsigned long mapped_pfn(char *addr)
 {
-	unsigned long pfn;
-	int fd;
+	uint64_t entry;
 
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	if (fd < 0)
+	if (!read_pagemap(addr, 1, &entry) || !PAGEMAP_PRESENT(entry))
 		return -1UL;
-	pfn = pagemap_get_pfn(fd, addr);
-	close(fd);
-	return pfn;
+	return PAGEMAP_PFN(entry);
 }
 
 static inline bool is_mapped(char *addr)
@@ -825,6 +835,7 @@ static inline void fill(struct subject *s)
 	uint64_t *word = (uint64_t *)s->map;
 	unsigned long i;
 
+#pragma GCC unroll 8
 	for (i = 0; i < s->nr_huge * s->size / sizeof(*word); i++)
 		word[i] = i ^ 0xa5a5a5a5a5a5a5a5;
 }
@@ -833,22 +844,27 @@ static inline bool page_is_intact(const char *page, unsigned long nr)
 {
 	unsigned long nr_words = psize() / sizeof(uint64_t);
 	const uint64_t *word = (const uint64_t *)page;
+	uint64_t differs = 0;
 	unsigned long i;
 
+	/* Emulated CPUs are slow, and slower still at branches. */
+#pragma GCC unroll 8
 	for (i = 0; i < nr_words; i++)
-		if (word[i] != ((nr * nr_words + i) ^ 0xa5a5a5a5a5a5a5a5))
-			return false;
-	return true;
+		differs |= word[i] ^ (nr * nr_words + i) ^ 0xa5a5a5a5a5a5a5a5;
+	return !differs;
 }
 
 static inline bool page_is_zero(const char *page)
 {
-	unsigned int i;
+	unsigned long nr_words = psize() / sizeof(uint64_t);
+	const uint64_t *word = (const uint64_t *)page;
+	uint64_t differs = 0;
+	unsigned long i;
 
-	for (i = 0; i < psize(); i++)
-		if (page[i])
-			return false;
-	return true;
+#pragma GCC unroll 8
+	for (i = 0; i < nr_words; i++)
+		differs |= word[i];
+	return !differs;
 }
 
 /* Compare each byte that was not lost.  Returns how many raw pages changed. */
@@ -880,18 +896,9 @@ static inline unsigned long raw_pfn(struct subject *s, unsigned long nr)
  */
 static inline bool is_mapped_huge(struct subject *s, char *map, unsigned long nr)
 {
-	const size_t len = s->nr_raw * sizeof(*s->flags);
-	const uintptr_t addr = (uintptr_t)map + nr * s->size;
 	unsigned long i;
-	ssize_t ret;
-	int fd;
 
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	if (fd < 0)
-		return false;
-	ret = pread(fd, s->flags, len, addr / psize() * sizeof(*s->flags));
-	close(fd);
-	if (ret != (ssize_t)len)
+	if (!read_pagemap(map + nr * s->size, s->nr_raw, s->flags))
 		return false;
 	for (i = 0; i < s->nr_raw; i++)
 		if (!PAGEMAP_PRESENT(s->flags[i]) ||
