@@ -12,7 +12,7 @@ patched) src=$TREE; "$MFR/tree.sh" ;;
 esac
 dir=$(kernel_dir "$which")
 obj=$dir/obj
-mkdir -p "$obj"
+mkdir -p "$dir"
 need_space "$O" 3
 
 fragments="$MFR/kernel.config $MFR/$SRCARCH.config
@@ -26,6 +26,19 @@ if [ -f "$dir/$image" ] && [ "$(cat "$dir/built" 2>/dev/null)" = "$inputs" ]; th
 	exit 0
 fi
 rm -f "$dir/built" "$dir/$image"
+
+# What both kernels have in common is built once: the patched one begins as a copy of the
+# stock one, where make finds what has changed. (A comment is no reason to build anything.)
+stock=$(kernel_dir stock)
+if [ "$which" = patched ] && [ ! -d "$obj" ] && [ -f "$stock/built" ]; then
+	rm -rf "$obj.new"
+	cp -a "$stock/obj" "$obj.new"
+	find "$obj.new" -name '*.cmd' \
+		-exec sed -i "s,$SOURCE/,$src/,g; s,$stock/obj,$obj,g" {} +
+	(cd "$src" && touch -c $(git diff --numstat -I'^ \* ' base | cut -f 3))
+	mv "$obj.new" "$obj"
+fi
+mkdir -p "$obj"
 
 make="make -C $src O=$obj"
 built=$obj/arch/$SRCARCH/boot/$image
