@@ -13,7 +13,6 @@ need_x86 "make check-peers compares kernels for x86 only"
 left_out="\
 fallocate_stress.sh	takes 4 minutes, and dies on stock too
 folio_split_race_test	takes more than 10 minutes
-hugetlb_fault_after_madv	takes 95 s, and make check runs it on both kernels
 run_fuse_test.sh	the kernel has no FUSE
 "
 
