@@ -96,6 +96,26 @@ int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
 	return 0;
 }
 
+/* The first lost raw page at or behind @idx, ULONG_MAX if there is none. */
+static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
+{
+	struct rb_node *node = rcu_dereference_raw(root->rb_node);
+	unsigned long next = ULONG_MAX;
+
+	while (node) {
+		struct raw_hwp_page *p;
+
+		p = rb_entry(node, struct raw_hwp_page, node);
+		if (p->idx < idx) {
+			node = rcu_dereference_raw(node->rb_right);
+		} else {
+			next = p->idx;
+			node = rcu_dereference_raw(node->rb_left);
+		}
+	}
+	return next;
+}
+
 /**
  * hugetlb_hwpoison_next() - find the next lost raw page of a hugetlb folio
  * @folio: the hugetlb folio
@@ -118,25 +138,11 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 
 	guard(rcu)();
 	do {
-		struct rb_node *node;
-
 		seq = read_seqcount_begin(&hwp_seq);
-		next = folio_nr_pages(folio);
-		node = rcu_dereference_raw(raw_hwp_root(folio)->rb_node);
-		while (node) {
-			struct raw_hwp_page *p;
-
-			p = rb_entry(node, struct raw_hwp_page, node);
-			if (p->idx < idx) {
-				node = rcu_dereference_raw(node->rb_right);
-			} else {
-				next = p->idx;
-				node = rcu_dereference_raw(node->rb_left);
-			}
-		}
+		next = raw_hwp_find(raw_hwp_root(folio), idx);
 	} while (read_seqcount_retry(&hwp_seq, seq));
 
-	return next;
+	return min(next, folio_nr_pages(folio));
 }
 
 /**
@@ -163,6 +169,21 @@ struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
 	write_seqcount_end(&hwp_seq);
 
 	return record;
+}
+
+/**
+ * hugetlb_hwpoison_peek() - find the next lost raw page in a record
+ * @record: a record that hugetlb_hwpoison_detach() returned
+ * @idx: index in its folio to begin at
+ *
+ * Context: any. The caller is the only user of @record.
+ * Return: the index of the first lost raw page at or behind @idx, ULONG_MAX if
+ * there is none.
+ */
+unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
+				    unsigned long idx)
+{
+	return raw_hwp_find(record, idx);
 }
 
 /**

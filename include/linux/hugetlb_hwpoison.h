@@ -10,6 +10,8 @@
 int hugetlb_hwpoison_add(struct folio *folio, struct page *page);
 unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx);
 struct rb_root hugetlb_hwpoison_detach(struct folio *folio);
+unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
+				    unsigned long idx);
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
 
 #else

@@ -1973,7 +1973,7 @@ static void be_flags_checker(void)
 		}
 		random = mix(random);
 		pfn = book->listed[random % (nr < MAX_LISTED ? nr : MAX_LISTED)];
-		for (tries = seen = 0; tries < 500 && !book->stop; tries++) {
+		for (tries = seen = 0; tries < 2500 && !book->stop; tries++) {
 			if (!pfn || standing_of(pfn) != LOST)
 				break;
 			enter_world(false);
@@ -1993,7 +1993,7 @@ static void be_flags_checker(void)
 			/* On its way from the one to the other. */
 			usleep(2000);
 		}
-		if (tries == 500)
+		if (tries == 2500)
 			fail(NULL, "lost page %#lx is in use: %#lx", pfn, flags);
 	}
 }
