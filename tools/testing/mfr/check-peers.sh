@@ -113,7 +113,7 @@ run() {
 			say "$s on the $kernel kernel, round $1"
 			log=$O/runs/peers-$s-$1-$BASE-$kernel$suffix
 			died=
-			"$MFR/boot.sh" $kernel "peers-$s-$1" $((2400 * slow)) "peers $s" ||
+			"$MFR/boot.sh" $kernel "peers-$s-$1" $((3600 * slow)) "peers $s" ||
 				died=1
 			echo "$what" >>"$log/what"
 			awk -f "$MFR/results.awk" "$log/results" >"$log/cases"
