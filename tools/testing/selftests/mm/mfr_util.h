@@ -1258,12 +1258,13 @@ static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 
 	for (i = 0; i < s->nr_raw - 1 && s->lost[huge * s->nr_raw + i]; i++)
 		;
-	/* On a busy machine a page may be on its way from one to the other. */
-	for (tries = 0; tries < 10; tries++) {
+	/* The lost ones are set apart first, and a worker may free the others. */
+	for (tries = 0; tries < 50; tries++) {
 		drain_percpu_lists(s->head[huge] + i);
 		leaked = nr_leaked(_metadata, s, huge);
 		if (!leaked)
 			break;
+		usleep(20000);
 	}
 	EXPECT_GE(s->nr_unknown, leaked);
 }
