@@ -35,7 +35,7 @@ if [ "$which" = patched ] && [ ! -d "$obj" ] && [ -f "$stock/built" ]; then
 	cp -a "$stock/obj" "$obj.new"
 	find "$obj.new" -name '*.cmd' \
 		-exec sed -i "s,$SOURCE/,$src/,g; s,$stock/obj,$obj,g" {} +
-	(cd "$src" && touch -c $(git diff --numstat -I'^ \* ' base | cut -f 3))
+	(cd "$src" && git diff --numstat -I'^ \* ' base | cut -f 3 | xargs -r touch -c)
 	mv "$obj.new" "$obj"
 fi
 mkdir -p "$obj"

@@ -635,8 +635,7 @@ static inline void restore_pools(void)
 	}
 }
 
-/* Read the kpageflags of @nr page frames. */
-/* Asked about one page after the other, files of /proc stay open: that saves much time. */
+/* Read the kpageflags of @nr page frames.  The file stays open, which saves much time. */
 static inline bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t *flags)
 {
 	static int fd = -1;
@@ -647,6 +646,7 @@ static inline bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t
 	return fd >= 0 && pread(fd, flags, len, pfn * sizeof(*flags)) == (ssize_t)len;
 }
 
+/* The same for what this process has mapped from @addr on, as entries of pagemap. */
 static inline bool read_pagemap(char *addr, unsigned long nr, uint64_t *entries)
 {
 	static pid_t whose;
@@ -856,15 +856,7 @@ static inline bool page_is_intact(const char *page, unsigned long nr)
 
 static inline bool page_is_zero(const char *page)
 {
-	unsigned long nr_words = psize() / sizeof(uint64_t);
-	const uint64_t *word = (const uint64_t *)page;
-	uint64_t differs = 0;
-	unsigned long i;
-
-#pragma GCC unroll 8
-	for (i = 0; i < nr_words; i++)
-		differs |= word[i];
-	return !differs;
+	return !page[0] && !memcmp(page, page + 1, psize() - 1);
 }
 
 /* Compare each byte that was not lost.  Returns how many raw pages changed. */
