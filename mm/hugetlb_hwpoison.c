@@ -146,6 +146,27 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 }
 
 /**
+ * hugetlb_hwpoison_unmark() - PG_hwpoison doesn't speak for a whole folio any more
+ * @folio: folio with PG_hwpoison that has just ceased to be a hugetlb folio
+ *
+ * Until then PG_hwpoison of the head page says that some raw pages are lost.
+ * What is a compound page like others would seem to have lost its first raw
+ * page. If some are lost that are not on record, it counts as lost as a whole.
+ *
+ * Context: the caller holds hugetlb_lock, under which it has made the folio
+ * cease to be a hugetlb folio, and is going to free it.
+ */
+void hugetlb_hwpoison_unmark(struct folio *folio)
+{
+	lockdep_assert_held(&hugetlb_lock);
+
+	/* Without a record it is the first raw page's own. */
+	if (!RB_EMPTY_ROOT(raw_hwp_root(folio)) &&
+	    !folio_test_hugetlb_raw_hwp_unreliable(folio))
+		folio_clear_hwpoison(folio);
+}
+
+/**
  * hugetlb_hwpoison_detach() - take the record of lost raw pages off a folio
  * @folio: the hugetlb folio
  *

@@ -9,10 +9,24 @@
 
 int hugetlb_hwpoison_add(struct folio *folio, struct page *page);
 unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx);
+void hugetlb_hwpoison_unmark(struct folio *folio);
 struct rb_root hugetlb_hwpoison_detach(struct folio *folio);
 unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
 				    unsigned long idx);
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
+
+/**
+ * hugetlb_hwpoison_any() - does a folio that leaves hugetlb have lost raw pages
+ * @folio: the folio, on which hugetlb_hwpoison_unmark() has been called if it
+ * had PG_hwpoison
+ *
+ * Context: any; the caller is freeing @folio.
+ * Return: true if some raw pages of @folio are lost.
+ */
+static inline bool hugetlb_hwpoison_any(const struct folio *folio)
+{
+	return folio->_hugetlb_hwpoison || folio_test_hwpoison(folio);
+}
 
 #else
 
@@ -20,6 +34,15 @@ static inline unsigned long hugetlb_hwpoison_next(struct folio *folio,
 						  unsigned long idx)
 {
 	return folio_nr_pages(folio);
+}
+
+static inline void hugetlb_hwpoison_unmark(struct folio *folio)
+{
+}
+
+static inline bool hugetlb_hwpoison_any(const struct folio *folio)
+{
+	return false;
 }
 
 #endif

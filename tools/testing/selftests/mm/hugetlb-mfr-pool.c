@@ -16,7 +16,8 @@
  *   charged	cgroups
  *   demoted, demoted_free	hugepages of 1 GiB that are to become smaller ones
  *   optimized	hugepages without most of their struct pages
- *   waiting	such ones, when they have left the file and are not free yet
+ *   demoted_late	hugepages of 1 GiB that wait to become smaller ones
+ *   waiting	hugepages that have left the file and are not free yet
  *   pool_shrinks	errors in free hugepages that are reserved
  *   gigantic	1 GiB hugepages from wherever they come
  *   starved	errors that can't be recorded
@@ -35,6 +36,7 @@
 #include <glob.h>
 #include <stdarg.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/vfs.h>
 
 #define FAILSLAB	"/sys/kernel/debug/failslab/"
@@ -1485,17 +1487,11 @@ TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_its_end, 2 * SLOW)
 	expect_released(_metadata, s);
 }
 
-/*
- * Make a hugepage of a plain file free, reserve it, and lose pages of it.  It can't
- * be dissolved as long as somebody counts on it, so it stays where it is.
- */
-static void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
-				 unsigned int nr_spots)
+/* Find out where the only hugepage that can be had is. */
+static void find_free_hugepage(struct __test_metadata *_metadata, struct subject *s)
 {
-	unsigned int i;
 	int fd;
 
-	leave_available(_metadata, s, 1);
 	fd = create_memfd(s->size, 0);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, ftruncate(fd, s->size));
@@ -1508,11 +1504,23 @@ static void poison_free_hugepage(struct __test_metadata *_metadata, struct subje
 	ASSERT_EQ(0, punch(s, 0, s->size));
 	unmap_file(s);
 	close(fd);
+}
 
+/*
+ * Make a hugepage of a plain file free, reserve it, and lose pages of it.  It can't
+ * be dissolved as long as somebody counts on it, so it stays where it is.
+ */
+static void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
+				 unsigned int first_spot, unsigned int nr_spots)
+{
+	unsigned int i;
+
+	leave_available(_metadata, s, 1);
+	find_free_hugepage(_metadata, s);
 	s->map = map_others(s, 1);
 	ASSERT_NE(NULL, s->map);
 	expect_change(_metadata, s, 0, 0, 1, 0);
-	for (i = 0; i < nr_spots; i++) {
+	for (i = first_spot; i < first_spot + nr_spots; i++) {
 		note_lost(_metadata, s, spot(s, i));
 		/* Handled it isn't. */
 		EXPECT_NE(0, inject(s, spot(s, i)));
@@ -1544,7 +1552,7 @@ TEST_F_TIMEOUT(demoted_free, not_before_it_is_unpoisoned, SLOW)
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, 1);
+	poison_free_hugepage(_metadata, s, 0, 1);
 	EXPECT_FALSE(write_text(pool_path(SZ_1G, "demote"), "1"));
 	expect_small(_metadata, &self->small, 0);
 	expect_change(_metadata, s, 0, 0, 0, 0);
@@ -1719,8 +1727,208 @@ TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages,
 }
 
 /*
+ * A free hugepage that waits to be demoted while somebody resizes the pool that its
+ * pieces are for: struct pages of the hugepages there have to be restored, which takes
+ * long.  Again it is no different without the flag.
+ */
+
+FIXTURE(demoted_late)
+{
+	struct subject s;
+	struct pool small;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_VARIANT(demoted_late)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(demoted_late, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(demoted_late, not_optimized)
+{
+};
+
+FIXTURE_SETUP(demoted_late)
+{
+	setup_demotion(_metadata, &self->s, &by_pfn, &self->small);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(demoted_late)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* Make a pool larger by optimized hugepages. */
+static void grow_optimized(struct __test_metadata *_metadata, unsigned long size,
+			   long nr, long more)
+{
+	long memmap = nr_memmap();
+
+	if (!write_text(HVO, "1"))
+		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
+	ASSERT_TRUE(write_long(pool_path(size, "nr_hugepages"), nr + more));
+	if (memmap - nr_memmap() < more)
+		SKIP(return, "the hugepages are not optimized");
+}
+
+/*
+ * A child that changes a pool when it is told to, on the @nth CPU after this one.  By
+ * then it is ready: one that is just being born waits for those who work on the page
+ * tables of the kernel.
+ */
+struct writer {
+	pid_t pid;
+	int line;
+};
+
+static void start_writer(struct __test_metadata *_metadata, struct writer *w,
+			 unsigned int nth, const char *path, long val)
+{
+	int cpu = (sched_getcpu() + nth) % sysconf(_SC_NPROCESSORS_ONLN);
+	char text[24], ready;
+	int lines[2], fd, len;
+	cpu_set_t set;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, lines));
+	w->line = lines[0];
+	w->pid = fork_helper();
+	ASSERT_LE(0, w->pid);
+	if (w->pid) {
+		close(lines[1]);
+		ASSERT_EQ(1, read(w->line, &ready, 1));
+		return;
+	}
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+	fd = open(path, O_WRONLY);
+	len = snprintf(text, sizeof(text), "%ld", val);
+	if (write(lines[1], "", 1) != 1 || read(lines[1], &ready, 1) != 1)
+		_exit(KSFT_FAIL);
+	_exit(write(fd, text, len) == len ? KSFT_PASS : KSFT_FAIL);
+}
+
+/* Tell it to, and wait until it has taken hugepages out of a pool. */
+static void let_write(struct __test_metadata *_metadata, struct writer *w,
+		      unsigned long size, long nr)
+{
+	unsigned int tries;
+
+	ASSERT_EQ(1, write(w->line, "", 1));
+	for (tries = 0; tries < 100000; tries++)
+		if (pool_read(size).nr == nr)
+			break;
+	ASSERT_EQ(nr, pool_read(size).nr);
+}
+
+TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+{
+	const long many = 1024;
+	struct subject *s = &self->s;
+	struct writer shrinker, demoter;
+	char path[PATH_MAX];
+	unsigned int i;
+	int node = 0;
+
+	find_free_hugepage(_metadata, s);
+	grow_optimized(_metadata, SZ_2M, self->small.nr, many);
+	if (_metadata->exit_code)
+		return;
+	/* (Where a node has no such hugepage, it would be waited for nothing.) */
+	while (node < MAX_NODES - 1 && node_get(node, SZ_1G, "free") < 1)
+		node++;
+	snprintf(path, sizeof(path), NODES "%d/hugepages/hugepages-%lukB/demote", node,
+		 SZ_1G >> 10);
+	start_writer(_metadata, &shrinker, 1, pool_path(SZ_2M, "nr_hugepages"),
+		     self->small.nr);
+	start_writer(_metadata, &demoter, 2, path, 1);
+	let_write(_metadata, &shrinker, SZ_2M, self->small.nr);
+	let_write(_metadata, &demoter, SZ_1G, s->before.nr - 1);
+
+	for (i = 0; i < 2; i++) {
+		note_lost(_metadata, s, spot(s, i));
+		/* Handled it isn't. */
+		EXPECT_NE(0, inject(s, spot(s, i)));
+	}
+	/* Had that one finished, this would have come too late. */
+	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
+	wait_for_child(_metadata, shrinker.pid);
+	wait_for_child(_metadata, demoter.pid);
+
+	expect_small(_metadata, &self->small, 0);
+	expect_released(_metadata, s);
+}
+
+/*
+ * A free hugepage that leaves its pool together with others, which need their struct
+ * pages back before any of them is freed.  It has all of them, and is no hugepage any
+ * more.
+ */
+
+FIXTURE(shrunk)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_SETUP(shrunk)
+{
+	/* The same series has put it right. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, false, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(shrunk)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(shrunk, the_first_page_is_not_known_as_lost_because_another_one_is, SLOW)
+{
+	const long many = 1024;
+	struct subject *s = &self->s;
+	struct writer shrinker;
+	struct pool before;
+
+	poison_free_hugepage(_metadata, s, 1, 2);
+	before = s->before;
+	grow_optimized(_metadata, s->size, before.nr, many);
+	if (_metadata->exit_code)
+		return;
+	start_writer(_metadata, &shrinker, 1, pool_path(s->size, "nr_hugepages"),
+		     before.nr - 1);
+	let_write(_metadata, &shrinker, s->size, before.nr - 1);
+
+	/* It is marked, and the allocator refuses it when it comes. */
+	note_lost(_metadata, s, 0);
+	EXPECT_EQ(-EBUSY, inject(s, 0));
+	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
+	wait_for_child(_metadata, shrinker.pid);
+
+	/* Unpoisoned, it is nobody's. */
+	s->nr_unknown = 1;
+	expect_released(_metadata, s);
+}
+
+/*
  * A hugepage that has left the pool and waits for a worker to restore its struct
- * pages.  As long as this thread does not give up its CPU, the worker can't run.
+ * pages, if need be, and free the healthy ones.  As long as this thread does not give
+ * up its CPU, the worker can't run.
  */
 
 FIXTURE(waiting)
@@ -1730,13 +1938,27 @@ FIXTURE(waiting)
 	long memmap_less;
 };
 
+FIXTURE_VARIANT(waiting)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(waiting, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(waiting, not_optimized)
+{
+};
+
 FIXTURE_SETUP(waiting)
 {
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, true, &self->memmap,
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
 				&self->memmap_less);
 	if (!_metadata->exit_code)
 		open_one(_metadata, &self->s);
@@ -1852,7 +2074,7 @@ TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
 	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_corrupted(_metadata, s);
@@ -1865,7 +2087,7 @@ TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_a_lost_page_again, SL
 
 	if (access(SOFT_OFFLINE_PAGE, W_OK) || !write_long(SOFT_OFFLINE, 1))
 		SKIP(return, "needs vm.enable_soft_offline");
-	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
 	EXPECT_EQ(0, write_pfn(SOFT_OFFLINE_PAGE, raw_pfn(s, spot(s, 1)) * psize()));
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_corrupted(_metadata, s);
@@ -1878,7 +2100,7 @@ TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_u
 
 	if (!can_fail_allocations())
 		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
-	poison_free_hugepage(_metadata, s, 1);
+	poison_free_hugepage(_metadata, s, 0, 1);
 	note_lost(_metadata, s, 5);
 	inject_unrecorded(raw_pfn(s, 5));
 	ASSERT_TRUE(has_failed());
@@ -2782,7 +3004,7 @@ TEST_F_TIMEOUT(retried, its_lost_pages_are_left_out_then, SLOW)
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, NR_SPOTS);
+	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
 	shrink_in_vain(_metadata, s);
 	shrink_again(_metadata, s);
 	EXPECT_EQ(self->memmap, nr_memmap());
@@ -2794,7 +3016,7 @@ TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, 1);
+	poison_free_hugepage(_metadata, s, 0, 1);
 	note_lost(_metadata, s, 5);
 	ASSERT_TRUE(fail_allocation(1));
 	inject(s, 5);
@@ -2841,7 +3063,7 @@ TEST_F_TIMEOUT(retried_cma, where_it_is_from_is_not_forgotten, SLOW)
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, 1);
+	poison_free_hugepage(_metadata, s, 0, 1);
 	shrink_in_vain(_metadata, s);
 	EXPECT_EQ(self->cma_pages - (long)s->nr_raw, nr_cma_pages());
 	shrink_again(_metadata, s);
