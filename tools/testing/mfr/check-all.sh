@@ -22,6 +22,14 @@ check() {
 	echo
 }
 
+# One process unpacks a source and makes it a tree, for more than a minute: all at once.
+# (What goes wrong with one is told when its turn comes.)
+"$MFR/packages.sh"
+for series in "$TOP"/patches/series.*; do
+	BASE=${series##*/series.} "$MFR/tree.sh" 2>/dev/null &
+done
+wait
+
 check "Linux $BASE"
 for series in "$TOP"/patches/series.*; do
 	other=${series##*/series.}
