@@ -10,7 +10,8 @@ WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
-	@echo "make check-all  the tests for every kernel version that has a series: what CI runs"
+	@echo "make check-all  the tests for every kernel version that has a series, and the stress"
+	@echo "                test with DEBUG=1: what CI runs"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make lint       only the static tests"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# make check-all: make check, and the tests of the series on the other kernel versions
-# that there is one for.
+# make check-all: make check, the tests of the series on the other kernel versions that
+# there is one for, and the stress test on a kernel that finds mistakes.
 
 . "${0%/*}/lib.sh"
 
@@ -36,4 +36,6 @@ for series in "$TOP"/patches/series.*; do
 	[ "$other" = "$BASE" ] ||
 		check "Linux $other, without its stock kernel" BASE="$other" STOCK=no
 done
+[ -n "$DEBUG" ] ||
+	check "Linux $BASE with DEBUG=1, the stress test" DEBUG=1 STOCK=no MACHINES=stress
 verdict "$all"
