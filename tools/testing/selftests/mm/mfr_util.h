@@ -1202,17 +1202,19 @@ static inline void expect_out_of_use(struct __test_metadata *_metadata, struct s
 	EXPECT_EQ(0, nr_free);
 }
 
-/* Count the healthy pages that are neither free nor in anybody's use. */
+/* Count the healthy pages that are neither free nor in anybody's use, and note one. */
 static inline unsigned long nr_leaked(struct __test_metadata *_metadata, struct subject *s,
-				      unsigned long huge)
+				      unsigned long huge, unsigned long *which)
 {
 	unsigned long i, nr = 0;
 
 	ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
 	for (i = 0; i < s->nr_raw; i++)
 		if (!s->lost[huge * s->nr_raw + i] &&
-		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE)))
+		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE))) {
+			*which = i;
 			nr++;
+		}
 	return nr;
 }
 
@@ -1246,19 +1248,22 @@ static inline void drain_percpu_lists(unsigned long pfn)
 static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 				       struct subject *s, unsigned long huge)
 {
-	unsigned long i, tries, leaked = 0;
+	unsigned long i, tries, which = 0, leaked = 0;
 
 	for (i = 0; i < s->nr_raw - 1 && s->lost[huge * s->nr_raw + i]; i++)
 		;
 	/* The lost ones are set apart first, and a worker may free the others. */
 	for (tries = 0; tries < 50; tries++) {
 		drain_percpu_lists(s->head[huge] + i);
-		leaked = nr_leaked(_metadata, s, huge);
+		leaked = nr_leaked(_metadata, s, huge, &which);
 		if (!leaked)
 			break;
 		usleep(20000);
 	}
-	EXPECT_GE(s->nr_unknown, leaked);
+	EXPECT_GE(s->nr_unknown, leaked)
+		/* page_owner=on may know more. */
+		ksft_print_msg("the last one is pfn %#lx, its kpageflags %#llx\n",
+			       s->head[huge] + which, (unsigned long long)s->flags[which]);
 }
 
 /*
