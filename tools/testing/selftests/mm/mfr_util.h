@@ -1220,23 +1220,29 @@ static inline unsigned long nr_leaked(struct __test_metadata *_metadata, struct 
 
 /*
  * Healthy pages may be free and yet not show as such, on a per-cpu list.  Soft
- * offlining a page empties those of its zone, before it asks the filter.
+ * offlining a page empties those of its zone, before it asks the filter.  What opens
+ * and closes files allocates and frees pages, and so isn't done in between.
  */
-static inline void drain_percpu_lists(unsigned long pfn)
+static inline int open_drain(void)
 {
-	char addr[32];
-	int fd;
-
 	filter_all_errors();
 	write_long(SOFT_OFFLINE, 1);
+	return open(SOFT_OFFLINE_PAGE, O_WRONLY);
+}
+
+static inline void drain_percpu_lists(int drain, unsigned long pfn)
+{
+	char addr[32];
+
 	snprintf(addr, sizeof(addr), "0x%lx\n", pfn * psize());
-	fd = open(SOFT_OFFLINE_PAGE, O_WRONLY);
-	if (fd >= 0) {
-		/* Which is what the filter is for. */
-		if (write(fd, addr, strlen(addr)) > 0)
-			ksft_print_msg("a filtered page was offlined\n");
-		close(fd);
-	}
+	/* Which is what the filter is for. */
+	if (write(drain, addr, strlen(addr)) > 0)
+		ksft_print_msg("a filtered page was offlined\n");
+}
+
+static inline void close_drain(int drain)
+{
+	close(drain);
 	restore_soft_offline();
 	restore_filter();
 }
@@ -1249,17 +1255,19 @@ static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 				       struct subject *s, unsigned long huge)
 {
 	unsigned long i, tries, which = 0, leaked = 0;
+	int drain = open_drain();
 
 	for (i = 0; i < s->nr_raw - 1 && s->lost[huge * s->nr_raw + i]; i++)
 		;
 	/* The lost ones are set apart first, and a worker may free the others. */
 	for (tries = 0; tries < 50; tries++) {
-		drain_percpu_lists(s->head[huge] + i);
+		drain_percpu_lists(drain, s->head[huge] + i);
 		leaked = nr_leaked(_metadata, s, huge, &which);
 		if (!leaked)
 			break;
 		usleep(20000);
 	}
+	close_drain(drain);
 	EXPECT_GE(s->nr_unknown, leaked)
 		/* page_owner=on may know more. */
 		ksft_print_msg("the last one is pfn %#lx, its kpageflags %#llx\n",
