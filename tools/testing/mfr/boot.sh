@@ -3,7 +3,8 @@
 # boot.sh stock|patched NAME SECONDS [COMMAND;COMMAND...]
 #
 # Boot a kernel under QEMU's TCG and run the commands in it, on Arm's CPUs, Intel's, or
-# AMD's if NAME ends in -amd; check-peers.sh's machine if NAME begins with peers.
+# AMD's if NAME ends in -amd; check-peers.sh's machine if NAME begins with peers, one
+# whose clock counts instructions if it begins with bench.
 # Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
 # and results: what the machine has written to its second serial line. Fails if the
 # machine hangs, panics, warns or doesn't get to its end. Without commands: a shell on
@@ -24,7 +25,15 @@ echo "verdict missing" >"$run/results"
 append="panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
 initramfs=initramfs memory=8G first_node=4G
+accel=tcg,thread=multi cpus=4 console=ttyS0 khz=
 case $name in
+# A nanosecond for each instruction, and nothing that differs between two runs: no
+# random numbers, no other clocks, no messages on the console. Machine checks have those
+# all the same, and need more CPUs.
+bench*)	accel="tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1"
+	append="$append loglevel=3 nokaslr norandmaps hpet=disable pmtmr=0"
+	khz=1000000
+	case $name in *-real) console=none ;; *) cpus=1 ;; esac ;;
 peers*)	initramfs=peers ;;
 *-cma)	append="$append hugetlb_cma=0:2G,1:2G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
@@ -45,13 +54,14 @@ arm64)
 	results="-chardev file,id=results,path=$run/results
 		-device pci-serial,chardev=results" ;;
 x86)
-	append="$append console=ttyS0 tsc=reliable mce=ignore_ce"
+	append="$append console=$console tsc=reliable mce=ignore_ce"
 	# Left to itself the guest gets this wrong on a busy machine, and its clock
 	# with it.
-	[ ! -x "$O/tsc-khz" ] || append="$append tsc_early_khz=$("$O/tsc-khz")"
+	[ -n "$khz" ] || [ ! -x "$O/tsc-khz" ] || khz=$("$O/tsc-khz")
+	append="$append ${khz:+tsc_early_khz=$khz}"
 	# Two CPUs without ticks, for the victims of machine checks. The machine
 	# injects those itself: it has a line to its own monitor.
-	[ $initramfs = peers ] ||
+	[ $initramfs = peers ] || [ $cpus = 1 ] ||
 		append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
 	# (With ERMS the kernel clears and copies memory by the byte, which is slow
 	# here. But without it a copy doesn't survive that its source is lost
@@ -76,8 +86,8 @@ x86)
 		-device virtio-serial-pci -device virtserialport,chardev=line"
 	results="-serial file:$run/results" ;;
 esac
-qemu="$machine -accel tcg,thread=multi -smp 4 -m $memory
-	-object memory-backend-ram,id=m0,size=$first_node -numa node,memdev=m0,cpus=0-3
+qemu="$machine -accel $accel -smp $cpus -m $memory
+	-object memory-backend-ram,id=m0,size=$first_node -numa node,memdev=m0,cpus=0-$((cpus - 1))
 	-object memory-backend-ram,id=m1,size=4G -numa node,memdev=m1
 	-display none -no-reboot -nic none
 	-kernel $dir/$image -initrd $O/$BASE$suffix/$initramfs.cpio"

@@ -19,6 +19,7 @@ say "building the tests"
 : >"$log"
 for suite in mm memfd; do
 	eval "progs=\$${suite}_programs"
+	[ -n "$progs" ] || continue
 	targets=
 	for p in $progs; do
 		targets="$targets $out/$suite/$p"

@@ -16,7 +16,8 @@ mkdir -p "$dir"
 need_space "$O" 3
 
 fragments="$MFR/kernel.config $MFR/$SRCARCH.config
-	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}"
+	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}
+	${BENCH:+$MFR/bench.config}"
 
 # Nothing to do if the same source was built with the same configuration.
 # (Edits that are not committed count: make finds out what they need.)
@@ -50,8 +51,9 @@ log=$dir/build.log
 	$make olddefconfig
 } >"$log" 2>&1 || die "configuring failed, see $log"
 
-# What was asked for must be there.
-lost=$(cat $fragments | grep '^CONFIG_' | while read -r want; do
+# What was asked for must be there; what was asked for last counts.
+lost=$(cat $fragments | awk -F = '/^CONFIG_/ { want[$1] = $0 } END { for (w in want) print want[w] }' |
+	while read -r want; do
 	case $want in
 	*=n) ! grep -q "^${want%=n}=" "$obj/.config" ;;
 	*)   grep -qxF "$want" "$obj/.config" ;;

@@ -11,6 +11,7 @@ O=${O:-$TOP/build}
 case $O in /*) ;; *) O=$TOP/$O ;; esac
 KSRC=${KSRC:-}
 DEBUG=${DEBUG:-}
+BENCH=${BENCH:-}
 V=${V:-}
 STOCK=${STOCK:-}
 MACHINES=${MACHINES:-}
@@ -52,7 +53,7 @@ need_x86() {	# need_x86 WHY
 # A kernel version lives in two directories, stock and patched.
 SOURCE=$O/$BASE-source		# the package's source, a git repository
 TREE=$O/$BASE/linux		# the patched tree, a worktree of it
-suffix=$suffix${PAGES:+-$PAGES}${DEBUG:+-debug}
+suffix=$suffix${PAGES:+-$PAGES}${DEBUG:+-debug}${BENCH:+-bench}
 
 # kernel_dir stock|patched: where that kernel is built
 kernel_dir() {

@@ -92,7 +92,7 @@
 /* More than one folio batch, so that a truncation needs several of them. */
 #define NR_TRUNCATED		40
 
-#define MAX_POISON		1024
+#define MAX_POISON		16384
 #define MAX_SIZES		16
 
 /*

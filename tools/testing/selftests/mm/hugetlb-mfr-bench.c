@@ -1,0 +1,698 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What memory failure recovery of hugetlb memfds costs, and what it saves.
+ *
+ * The same program runs on kernels with MFD_MF_KEEP_UE_MAPPED and without, where it
+ * uses files without the flag and leaves out what can't be measured then.  It fails
+ * only if it can't measure.  Results are lines
+ *
+ *   # figure NAME X VALUE
+ *
+ * VALUE is a number of bytes or blocks where NAME says so, and nanoseconds otherwise.
+ * Under QEMU's TCG with "-icount shift=0", which makes the clock advance by one
+ * nanosecond for each instruction, those are numbers of instructions; a REP prefix
+ * counts once for each time it repeats.
+ *
+ * The fixtures:
+ *   healthy	what paths cost that memory without errors takes
+ *   damage	how much memory one error takes away
+ *   kept	1 GiB that loses page after page: signals, faults, reads, the record
+ *   released	how 1 GiB with lost pages returns to the allocator
+ *   repeated	a lost page consumed again, with much else mapped; this needs machine
+ *		checks, see machine_check.h
+ */
+
+#define _GNU_SOURCE
+#include "mfr_util.h"
+#include <mm/gup_test.h>
+#include <sys/ioctl.h>
+
+#define BUFFER		(1UL << 20)
+#define MAX_ORDER	32
+
+static unsigned long clock_cost;
+
+static unsigned long now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &ts);
+	return ts.tv_sec * 1000000000UL + ts.tv_nsec;
+}
+
+/*
+ * What @run takes at least, of @nr times, each after @prepare.  The least is free of
+ * ticks, and finds lists of free memory as the run before has left them.
+ */
+#define least(nr, prepare, run) ({					\
+	unsigned long __least = -1UL, __begin, __took;			\
+	int __i;							\
+									\
+	for (__i = 0; __i < (nr); __i++) {				\
+		prepare;						\
+		__begin = now();					\
+		run;							\
+		__took = now() - __begin - clock_cost;			\
+		__least = __took < __least ? __took : __least;		\
+	}								\
+	__least;							\
+})
+
+#define took(run)	least(1, , run)
+
+static void calibrate(void)
+{
+	clock_cost = 0;
+	clock_cost = least(100, , );
+}
+
+static void figure(const char *name, unsigned long x, unsigned long value)
+{
+	ksft_print_msg("figure %s %lu %lu\n", name, x, value);
+}
+
+static unsigned int keep_flag(void)
+{
+	return kernel_can_keep() ? MFD_MF_KEEP_UE_MAPPED : 0;
+}
+
+/* One hugepage, not filled: that takes its time, and who measures doesn't look. */
+static void open_unfilled(struct __test_metadata *_metadata, struct subject *s)
+{
+	s->fd = create_memfd(s->size, keep_flag());
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	ASSERT_TRUE(try_write(s->map));
+	s->head[0] = mapped_pfn(s->map);
+	ASSERT_NE(-1UL, s->head[0]);
+}
+
+/*
+ * Healthy memory
+ */
+
+#define NR_HEALTHY	64
+
+FIXTURE(healthy) {
+	struct subject s;
+};
+
+FIXTURE_SETUP(healthy)
+{
+	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, NR_HEALTHY);
+	if (!self->s.flags)
+		return;
+	self->s.nr_huge = 1;
+	open_unfilled(_metadata, &self->s);
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(healthy)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(healthy, files, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr;
+	int fd = -1;
+
+	figure("memfd_create", 1, least(50, close(fd),
+		fd = create_memfd(s->size, keep_flag())));
+	ASSERT_LE(0, fd);
+
+	for (nr = 1; nr <= NR_HEALTHY / 2; nr *= 4)
+		figure("truncate", nr, least(10,
+			ASSERT_EQ(0, fallocate(fd, 0, 0, nr * s->size)),
+			ftruncate(fd, 0)));
+	close(fd);
+}
+
+TEST_F_TIMEOUT(healthy, faults, SLOW)
+{
+	struct subject *s = &self->s;
+
+	figure("hugetlb_fault_new", 1, least(20,
+		ASSERT_EQ(0, punch(s, 0, s->size)), FORCE_READ(*s->map)));
+	figure("hugetlb_fault_again", 1, least(50,
+		ASSERT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED)), FORCE_READ(*s->map)));
+}
+
+/* Writing to sysfs is part of it. */
+static void resize_pool(struct __test_metadata *_metadata, int fd, long nr)
+{
+	char text[16];
+	int len = sprintf(text, "%ld", nr);
+
+	ASSERT_EQ(len, pwrite(fd, text, len, 0));
+}
+
+static void measure_pool(struct __test_metadata *_metadata, unsigned long size,
+			 int nr, int times, const char *alloc, const char *release)
+{
+	long before = pool_get(size, "nr_hugepages");
+	int fd = open(pool_path(size, "nr_hugepages"), O_RDWR);
+
+	ASSERT_LE(0, fd);
+	figure(alloc, nr, least(times,
+		resize_pool(_metadata, fd, before),
+		resize_pool(_metadata, fd, before + nr)));
+	figure(release, nr, least(times,
+		resize_pool(_metadata, fd, before + nr),
+		resize_pool(_metadata, fd, before)));
+	close(fd);
+}
+
+TEST_F_TIMEOUT(healthy, pool, SLOW)
+{
+	measure_pool(_metadata, SZ_2M, 16, 20, "hugetlb_alloc_2M", "hugetlb_free_2M");
+	if (pool_exists(SZ_1G))
+		measure_pool(_metadata, SZ_1G, 1, 5, "hugetlb_alloc_1G", "hugetlb_free_1G");
+}
+
+static void measure_pages(struct __test_metadata *_metadata, char *map, size_t len,
+			  int advice, const char *alloc, const char *release)
+{
+	unsigned long nr = len / psize();
+
+	madvise(map, len, advice);
+	figure(alloc, nr, least(200,
+		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED)),
+		madvise(map, len, MADV_POPULATE_WRITE)));
+	figure(release, nr, least(200,
+		ASSERT_EQ(0, madvise(map, len, MADV_POPULATE_WRITE)),
+		madvise(map, len, MADV_DONTNEED)));
+}
+
+/* Memory of others, which knows nothing of hugetlb. */
+TEST_F_TIMEOUT(healthy, pages, SLOW)
+{
+	char *map;
+
+	map = mmap(NULL, 2 * SZ_2M, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	map = (char *)(((uintptr_t)map + SZ_2M - 1) & ~(SZ_2M - 1));
+	measure_pages(_metadata, map, psize(), MADV_NOHUGEPAGE, "page_alloc", "page_free");
+	measure_pages(_metadata, map, 256 * psize(), MADV_NOHUGEPAGE,
+		      "page_alloc", "page_free");
+	measure_pages(_metadata, map, SZ_2M, MADV_HUGEPAGE, "page_alloc", "page_free");
+}
+
+/* Both getting and putting, and a little for the call. */
+static void measure_gup(struct __test_metadata *_metadata, char *map, const char *fast,
+			const char *slow)
+{
+	struct gup_test gup = {
+		.addr = (uintptr_t)map,
+		.size = 256 * psize(),
+		.nr_pages_per_call = 256,
+	};
+	int fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_GUP_TEST");
+	figure(fast, 256, least(50, gup.size = 256 * psize(),
+		ASSERT_EQ(0, ioctl(fd, GUP_FAST_BENCHMARK, &gup))));
+	figure(slow, 256, least(50, gup.size = 256 * psize(),
+		ASSERT_EQ(0, ioctl(fd, GUP_BASIC_TEST, &gup))));
+	close(fd);
+}
+
+TEST_F_TIMEOUT(healthy, gup, SLOW)
+{
+	char *small;
+
+	small = mmap(NULL, 256 * psize(), PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, small);
+	measure_gup(_metadata, small, "gup_fast_small", "gup_small");
+	measure_gup(_metadata, self->s.map, "gup_fast_hugetlb", "gup_hugetlb");
+}
+
+TEST_F_TIMEOUT(healthy, reads, SLOW)
+{
+	const size_t lens[] = { 8, 4096, BUFFER };
+	char *buffer = alloc_shared(BUFFER);
+	unsigned int i;
+
+	ASSERT_NE(NULL, buffer);
+	for (i = 0; i < ARRAY_SIZE(lens); i++)
+		figure("read", lens[i], least(20, ,
+			ASSERT_EQ(lens[i], pread(self->s.fd, buffer, lens[i], 0))));
+}
+
+/*
+ * What one error takes away
+ */
+
+FIXTURE(damage) {
+	struct subject s;
+};
+
+FIXTURE_VARIANT(damage) {
+	unsigned long size;
+};
+
+FIXTURE_VARIANT_ADD(damage, 2m) { .size = SZ_2M };
+FIXTURE_VARIANT_ADD(damage, 1g) { .size = SZ_1G };
+
+FIXTURE_SETUP(damage)
+{
+	setup_subject(_metadata, &self->s, variant->size, &by_madvise, 1);
+	if (self->s.flags)
+		open_unfilled(_metadata, &self->s);
+}
+
+FIXTURE_TEARDOWN_PARENT(damage)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(damage, of_one_error, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i, lost = 1;
+	uint64_t head;
+
+	note_lost(_metadata, s, 1);
+	ASSERT_EQ(0, inject(s, 1));
+
+	/* A signal for more than a page is believed as far as the next 2 MiB. */
+	for (i = 0; i < s->nr_raw; i++) {
+		unsigned long rest = SZ_2M / psize() - i % (SZ_2M / psize());
+
+		if (i == 1 || try_read(raw_page(s, i)))
+			continue;
+		if (heard.lsb == (int)pshift())
+			rest = 1;
+		/* Lost page 1 counts already. */
+		lost += rest - (i < 1 && i + rest > 1);
+		i += rest - 1;
+	}
+	figure("lost_running_bytes", s->size, lost * psize());
+
+	unmap_file(s);
+	close(s->fd);
+	wait_for_release(s, 1);
+	ASSERT_TRUE(read_kpageflags(s->head[0], s->nr_raw, s->flags));
+	head = s->flags[0];
+	for (lost = i = 0; i < s->nr_raw; i++)
+		if (s->flags[i] & KPF_HWPOISON ||
+		    (s->flags[i] & KPF_HUGE && head & KPF_HWPOISON))
+			lost++;
+	figure("lost_released_bytes", s->size, lost * psize());
+}
+
+/*
+ * 1 GiB that loses page after page
+ */
+
+/* Stock walks a list of lost pages for each raw page that it might read. */
+#define STOCK_MAX	1000
+
+#define NR_SPARED	(BUFFER / psize())
+
+static unsigned long arrived;
+
+static void note_arrival(int sig, siginfo_t *si, void *context)
+{
+	arrived = now();
+	handle_sigbus(sig, si, context);
+}
+
+static void expect_arrivals(struct __test_metadata *_metadata)
+{
+	struct sigaction sa = {
+		.sa_sigaction = note_arrival,
+		.sa_flags = SA_SIGINFO | SA_RESTART,
+	};
+
+	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
+}
+
+/* The @k-th raw page to lose, from 1 on: anywhere but in the first MiB. */
+static unsigned long victim(struct subject *s, unsigned long k)
+{
+	return NR_SPARED + k * 104729 % (s->nr_raw - NR_SPARED);
+}
+
+/*
+ * Lose the @k-th raw page. Returns what it takes to get to the signal handler, or 0 if
+ * there is no signal: without the flag nobody has the hugepage any more by then, and
+ * the error must be told in another way.
+ */
+static unsigned long lose_next(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long k)
+{
+	unsigned long nr = victim(s, k), begin;
+	int ret;
+
+	note_lost(_metadata, s, nr);
+	arrived = 0;
+	begin = now();
+	ret = inject(s, nr);
+	if (ret)
+		inject_corrupt_pfn(NULL, raw_pfn(s, nr));
+	return arrived ? arrived - begin - clock_cost : 0;
+}
+
+/* Memory that the kernel has for itself, in kB. */
+static unsigned long slab_kb(void)
+{
+	unsigned long kb = 0;
+	char line[128];
+	FILE *f;
+
+	write_long("/proc/sys/vm/stat_refresh", 1);
+	f = fopen("/proc/meminfo", "r");
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "SUnreclaim: %lu kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+FIXTURE(kept) {
+	struct subject s;
+	char *buffer;
+	unsigned long *shared;
+};
+
+FIXTURE_SETUP(kept)
+{
+	setup_subject(_metadata, &self->s, SZ_1G, &by_madvise, 1);
+	if (!self->s.flags)
+		return;
+	open_unfilled(_metadata, &self->s);
+	self->buffer = alloc_shared(BUFFER);
+	self->shared = alloc_shared(sizeof(*self->shared));
+	ASSERT_NE(NULL, self->buffer);
+	ASSERT_NE(NULL, self->shared);
+	expect_arrivals(_metadata);
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(kept)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Another process maps the file and uses a healthy page of it. */
+static void measure_fault(struct __test_metadata *_metadata, FIXTURE_DATA(kept) *self,
+			  unsigned long k)
+{
+	struct subject *s = &self->s;
+	pid_t pid;
+
+	*self->shared = 0;
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		char *map = map_file(s, MAP_SHARED);
+
+		if (map && try_read(map))
+			*self->shared = least(5, madvise(map, s->size, MADV_DONTNEED),
+				FORCE_READ(*map));
+		_exit(0);
+	}
+	wait_for_child(_metadata, pid);
+	if (*self->shared)
+		figure("kept_fault", k, *self->shared);
+}
+
+/* Read all of it, a MiB at a time, and what follows behind each lost page. */
+static void read_through(struct __test_metadata *_metadata, FIXTURE_DATA(kept) *self,
+			 unsigned long k)
+{
+	struct subject *s = &self->s;
+	unsigned long pos = 0, begin = now();
+
+	while (pos < s->size) {
+		size_t len = BUFFER - pos % BUFFER;
+		ssize_t ret = pread(s->fd, self->buffer, len, pos);
+
+		ASSERT_NE(0, ret);
+		pos += ret > 0 ? (unsigned long)ret : psize();
+	}
+	figure("kept_read_through", k, now() - begin - clock_cost);
+}
+
+TEST_F_TIMEOUT(kept, page_after_page, SLOW)
+{
+	const unsigned long stops[] = {
+		0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000,
+	};
+	struct subject *s = &self->s;
+	unsigned long k = 0, slab = slab_kb();
+	const bool keep = keep_flag();
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(stops); i++) {
+		unsigned long took = 0;
+
+		if (!keep && stops[i] > STOCK_MAX)
+			break;
+		while (k < stops[i])
+			took = lose_next(_metadata, s, ++k);
+		if (took)
+			figure("signal", k, took);
+		figure("record_bytes", k, (slab_kb() - slab) << 10);
+		figure("kept_read_4K", k, least(3, ,
+			ASSERT_EQ(4096, pread(s->fd, self->buffer, 4096, 0))));
+		measure_fault(_metadata, self, k);
+		if (!keep)
+			continue;
+		figure("kept_read_1M", k, least(3, ,
+			ASSERT_EQ(BUFFER, pread(s->fd, self->buffer, BUFFER, 0))));
+		if (!k || k == 100 || k == 1000 || k == 10000)
+			read_through(_metadata, self, k);
+	}
+}
+
+/*
+ * 1 GiB that is given back
+ */
+
+FIXTURE(released) {
+	struct subject s;
+};
+
+FIXTURE_VARIANT(released) {
+	unsigned long lost;
+};
+
+FIXTURE_VARIANT_ADD(released, healthy) { .lost = 0 };
+FIXTURE_VARIANT_ADD(released, but_1) { .lost = 1 };
+FIXTURE_VARIANT_ADD(released, but_2) { .lost = 2 };
+FIXTURE_VARIANT_ADD(released, but_10) { .lost = 10 };
+FIXTURE_VARIANT_ADD(released, but_100) { .lost = 100 };
+FIXTURE_VARIANT_ADD(released, but_1000) { .lost = 1000 };
+FIXTURE_VARIANT_ADD(released, but_10000) { .lost = 10000 };
+
+FIXTURE_SETUP(released)
+{
+	if (variant->lost && !kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_1G, &by_madvise, 1);
+	if (!self->s.flags)
+		return;
+	open_unfilled(_metadata, &self->s);
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(released)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/* How many free blocks of each order there are. Returns the number of orders. */
+static unsigned int read_buddyinfo(unsigned long *blocks)
+{
+	FILE *f = fopen("/proc/buddyinfo", "r");
+	unsigned int order = 0;
+	char line[512], *p;
+
+	memset(blocks, 0, MAX_ORDER * sizeof(*blocks));
+	while (f && fgets(line, sizeof(line), f)) {
+		p = strstr(line, "zone");
+		p = p ? strtok(p, " \n") : NULL;
+		if (!p || !strtok(NULL, " \n"))
+			continue;
+		for (order = 0; order < MAX_ORDER && (p = strtok(NULL, " \n")); order++)
+			blocks[order] += strtoul(p, NULL, 10);
+	}
+	if (f)
+		fclose(f);
+	return order;
+}
+
+/* The largest blocks that the lost pages leave room for. */
+static void possible_blocks(struct subject *s, unsigned int orders, unsigned long *blocks)
+{
+	unsigned long i, end;
+	unsigned int order;
+
+	memset(blocks, 0, MAX_ORDER * sizeof(*blocks));
+	for (i = 0; i < s->nr_raw; i = end) {
+		end = i + 1;
+		if (s->lost[i])
+			continue;
+		for (order = 0; order + 1 < orders; order++) {
+			unsigned long larger = i + (2UL << order);
+
+			if (i % (2UL << order) || larger > s->nr_raw)
+				break;
+			while (end < larger && !s->lost[end])
+				end++;
+			if (end < larger)
+				break;
+		}
+		end = i + (1UL << order);
+		blocks[order]++;
+	}
+}
+
+TEST_F_TIMEOUT(released, all, SLOW)
+{
+	unsigned long before[MAX_ORDER], after[MAX_ORDER], possible[MAX_ORDER];
+	struct subject *s = &self->s;
+	unsigned int order, orders;
+	unsigned long k, end;
+	int pool;
+
+	for (k = 1; k <= variant->lost; k++)
+		lose_next(_metadata, s, k);
+	unmap_file(s);
+	/* Through a page that is neither lost nor says that others are. */
+	drain_percpu_lists(s->head[0] + 1);
+	read_buddyinfo(before);
+
+	/* The healthy one returns to the pool, and must be dissolved. */
+	pool = open(pool_path(s->size, "nr_hugepages"), O_RDWR);
+	ASSERT_LE(0, pool);
+	end = took(ftruncate(s->fd, 0);
+		   resize_pool(_metadata, pool, s->before.nr - 1));
+	figure("release", variant->lost, end);
+	close(pool);
+	ASSERT_EQ(s->before.nr - 1, pool_get(s->size, "nr_hugepages"));
+
+	drain_percpu_lists(s->head[0] + 1);
+	orders = read_buddyinfo(after);
+	possible_blocks(s, orders, possible);
+	for (order = 0; order < orders; order++) {
+		char name[32];
+
+		sprintf(name, "blocks_%lu", variant->lost);
+		figure(name, order, after[order] > before[order] ?
+				    after[order] - before[order] : 0);
+		sprintf(name, "possible_blocks_%lu", variant->lost);
+		figure(name, order, possible[order]);
+	}
+}
+
+/*
+ * A lost page consumed again
+ */
+
+FIXTURE(repeated) {
+	struct subject s;
+};
+
+FIXTURE_SETUP(repeated)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, &by_mce, 1);
+	if (!self->s.flags)
+		return;
+	open_unfilled(_metadata, &self->s);
+	expect_arrivals(_metadata);
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(repeated)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/* Be a victim that knows what time it is, as mce_suffer() is one that doesn't. */
+static unsigned long consume_page(struct __test_metadata *_metadata, struct subject *s,
+				  unsigned long nr)
+{
+	struct mce_victim victim = { .addr = raw_page(s, nr), .pfn = raw_pfn(s, nr) };
+	struct mce_shot shot = { ledger->monitor, MCE_LOAD, &victim };
+	static volatile unsigned long last;
+	cpu_set_t before, one;
+	pthread_t thread;
+	int cpu[2];
+
+	ASSERT_TRUE(mce_cpus(cpu));
+	victim.cpu = cpu[0];
+	ledger->for_ever = true;
+	arrived = 0;
+	injecting = true;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, mce_shoot_one, &shot));
+
+	sched_getaffinity(0, sizeof(before), &before);
+	CPU_ZERO(&one);
+	CPU_SET(victim.cpu, &one);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(one), &one));
+	if (!sigsetjmp(mce_after_signal, 1)) {
+		mce_reading = true;
+		do {
+			last = now();
+			read_byte(victim.addr);
+			victim.ready = true;
+		} while (!victim.over);
+	}
+	mce_reading = false;
+	victim.over = true;
+	injecting = false;
+	sched_setaffinity(0, sizeof(before), &before);
+	pthread_join(thread, NULL);
+
+	ASSERT_NE(0, arrived);
+	return arrived - last - clock_cost;
+}
+
+TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long gib, mapped = 0, pos;
+	char *map;
+	int i;
+
+	note_lost(_metadata, s, 1);
+	consume_page(_metadata, s, 1);
+	for (gib = 1; gib <= 64; gib *= 2) {
+		unsigned long least = -1UL;
+
+		/* Read only, that takes no memory but for page tables. */
+		map = mmap(NULL, (gib - mapped) << 30, PROT_READ,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		ASSERT_NE(MAP_FAILED, map);
+		madvise(map, (gib - mapped) << 30, MADV_HUGEPAGE);
+		for (pos = 0; pos < (gib - mapped) << 30; pos += SZ_2M)
+			read_byte(map + pos);
+		mapped = gib;
+		for (i = 0; i < 3; i++) {
+			unsigned long t = consume_page(_metadata, s, 1);
+
+			least = t < least ? t : least;
+		}
+		figure("repeat", gib, least);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	open_ledger();
+	return test_harness_run(argc, argv);
+}
