@@ -9,6 +9,7 @@ WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
+	@echo "make bench      what the series costs and saves: instructions, stock and patched"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-all  the tests for every kernel version that has a series, and the stress"
 	@echo "                test with DEBUG=1: what CI runs"
@@ -32,7 +33,7 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run check check-all check-debian check-peers lint matrix tree refresh series:
+run bench check check-all check-debian check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -50,4 +51,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run check check-all check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean
+.PHONY: help run bench check check-all check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean

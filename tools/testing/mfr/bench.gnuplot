@@ -2,14 +2,18 @@
 # The pictures of bench.sh's report, from NAME.data with lines of x, stock, patched
 set terminal svg size 560,330 font "sans-serif,12" background "white"
 set datafile missing "-"
-set key top left
+set key bottom left
 set grid ytics
-set format y "%.0s %c"
 set ylabel "instructions"
 set style line 1 lc rgb "#cc3311" lw 2 pt 7 ps 0.5
 set style line 2 lc rgb "#0077bb" lw 2 pt 7 ps 0.5
 
+# A logarithm has no place for 0.
+place(x) = x > 0 ? x : 0.3
 set logscale x
+set xrange [0.2:20000]
+set xtics ("0" 0.3, "1" 1, "10" 10, "100" 100, "1000" 1000, "10 000" 10000)
+
 set yrange [0:*]
 set xlabel "the k-th lost page of 1 GiB"
 set title "From an error to the signal handler"
@@ -18,27 +22,30 @@ plot "signal.data" using 1:2 with points ls 1 ps 1.2 title "stock: once, then al
      "" using 1:3 with linespoints ls 2 title "patched"
 
 set xlabel "lost pages of 1 GiB"
-set title "Fault of a healthy page in another process"
+set title "Fault of the hugepage in another process"
 set output "2-fault.svg"
-plot "kept_fault.data" using ($1 + 1):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
-     "" using ($1 + 1):3 with linespoints ls 2 title "patched"
+plot "kept_fault.data" using (place($1)):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
+     "" using (place($1)):3 with linespoints ls 2 title "patched"
 
-set title "Release of 1 GiB"
-set output "3-release.svg"
-plot "release.data" using ($1 + 1):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
-     "" using ($1 + 1):3 with linespoints ls 2 title "patched"
-
+set title "Read of 4 KiB beside lost pages"
+set output "3-read.svg"
 set logscale y
-set yrange [500:*]
-set title "Read of 4 KiB without lost pages"
-set output "4-read.svg"
-plot "kept_read_4K.data" using ($1 + 1):2 with linespoints ls 1 title "stock", \
-     "" using ($1 + 1):3 with linespoints ls 2 title "patched"
-unset logscale y
+set yrange [100:*]
+set format y "%.0s %c"
+plot "kept_read_4K.data" using (place($1)):2 with linespoints ls 1 title "stock", \
+     "" using (place($1)):3 with linespoints ls 2 title "patched"
 
+unset logscale y
 set yrange [0:*]
+set title "Release of 1 GiB"
+set output "4-release.svg"
+plot "release.data" using (place($1)):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
+     "" using (place($1)):3 with linespoints ls 2 title "patched"
+
+set format y "%g"
 set xlabel "GiB mapped"
-set logscale x 2
+set xrange [1:64]
+set xtics (1, 2, 4, 8, 16, 32, 64)
 set title "A lost page consumed again"
 set output "5-repeat.svg"
-plot "repeat.data" using 1:3 with linespoints ls 2 title "patched"
+plot "repeat.data" using 1:3 with linespoints ls 2 title "patched (stock: nobody has it any more)"

@@ -14,7 +14,8 @@
  * counts once for each time it repeats.
  *
  * The fixtures:
- *   healthy	what paths cost that memory without errors takes
+ *   global	what any other memory costs
+ *   healthy	what paths cost that hugepages without errors take
  *   damage	how much memory one error takes away
  *   kept	1 GiB that loses page after page: signals, faults, reads, the record
  *   released	how 1 GiB with lost pages returns to the allocator
@@ -27,10 +28,10 @@
 #include <mm/gup_test.h>
 #include <sys/ioctl.h>
 
-#define BUFFER		(1UL << 20)
+#define SZ_1M		(SZ_2M / 2)
 #define MAX_ORDER	32
 
-static unsigned long clock_cost;
+static unsigned long clock_cost, began, least;
 
 static unsigned long now(void)
 {
@@ -41,32 +42,36 @@ static unsigned long now(void)
 }
 
 /*
- * What @run takes at least, of @nr times, each after @prepare.  The least is free of
- * ticks, and finds lists of free memory as the run before has left them.
+ * What is between start() and stop() in a loop takes @least at least.  That is free of
+ * ticks, and has found the lists of free memory as the round before has left them.
  */
-#define least(nr, prepare, run) ({					\
-	unsigned long __least = -1UL, __begin, __took;			\
-	int __i;							\
-									\
-	for (__i = 0; __i < (nr); __i++) {				\
-		prepare;						\
-		__begin = now();					\
-		run;							\
-		__took = now() - __begin - clock_cost;			\
-		__least = __took < __least ? __took : __least;		\
-	}								\
-	__least;							\
-})
+static void start(int round)
+{
+	if (!round)
+		least = -1UL;
+	began = now();
+}
 
-#define took(run)	least(1, , run)
+static void stop(void)
+{
+	unsigned long took = now() - began - clock_cost;
+
+	least = took < least ? took : least;
+}
 
 static void calibrate(void)
 {
+	int i;
+
 	clock_cost = 0;
-	clock_cost = least(100, , );
+	for (i = 0; i < 100; i++) {
+		start(i);
+		stop();
+	}
+	clock_cost = least;
 }
 
-static void figure(const char *name, unsigned long x, unsigned long value)
+static void print_figure(const char *name, unsigned long x, unsigned long value)
 {
 	ksft_print_msg("figure %s %lu %lu\n", name, x, value);
 }
@@ -93,6 +98,55 @@ static void open_unfilled(struct __test_metadata *_metadata, struct subject *s)
  * Healthy memory
  */
 
+static void touch(char *map, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i += psize())
+		__atomic_store_n(map + i, 1, __ATOMIC_RELAXED);
+}
+
+static void measure_pages(struct __test_metadata *_metadata, char *map, size_t len,
+			  int advice)
+{
+	int i;
+
+	ASSERT_EQ(0, madvise(map, len, advice));
+	for (i = 0; i < 100; i++) {
+		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED));
+		start(i);
+		touch(map, len);
+		stop();
+	}
+	print_figure("page_alloc", len / psize(), least);
+
+	for (i = 0; i < 100; i++) {
+		touch(map, len);
+		start(i);
+		madvise(map, len, MADV_DONTNEED);
+		stop();
+	}
+	print_figure("page_free", len / psize(), least);
+}
+
+/*
+ * Memory of others, which knows nothing of hugetlb. It comes first, while nobody has
+ * done anything to the lists of free memory.
+ */
+TEST(pages)
+{
+	char *map;
+
+	calibrate();
+	map = mmap(NULL, 2 * SZ_2M, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	map = (char *)(((uintptr_t)map + SZ_2M - 1) & ~(SZ_2M - 1));
+	measure_pages(_metadata, map, psize(), MADV_NOHUGEPAGE);
+	measure_pages(_metadata, map, 256 * psize(), MADV_NOHUGEPAGE);
+	measure_pages(_metadata, map, SZ_2M, MADV_HUGEPAGE);
+}
+
 #define NR_HEALTHY	64
 
 FIXTURE(healthy) {
@@ -116,29 +170,52 @@ FIXTURE_TEARDOWN_PARENT(healthy)
 
 TEST_F_TIMEOUT(healthy, files, SLOW)
 {
+	const unsigned int flag = keep_flag();
 	struct subject *s = &self->s;
 	unsigned long nr;
-	int fd = -1;
+	int i, fd = -1;
 
-	figure("memfd_create", 1, least(50, close(fd),
-		fd = create_memfd(s->size, keep_flag())));
-	ASSERT_LE(0, fd);
+	for (i = 0; i < 50; i++) {
+		close(fd);
+		start(i);
+		fd = create_memfd(s->size, flag);
+		stop();
+		ASSERT_LE(0, fd);
+	}
+	print_figure("memfd_create", 1, least);
 
-	for (nr = 1; nr <= NR_HEALTHY / 2; nr *= 4)
-		figure("truncate", nr, least(10,
-			ASSERT_EQ(0, fallocate(fd, 0, 0, nr * s->size)),
-			ftruncate(fd, 0)));
+	for (nr = 1; nr <= NR_HEALTHY / 2; nr *= 4) {
+		for (i = 0; i < 10; i++) {
+			ASSERT_EQ(0, fallocate(fd, 0, 0, nr * s->size));
+			start(i);
+			ASSERT_EQ(0, ftruncate(fd, 0));
+			stop();
+		}
+		print_figure("truncate", nr, least);
+	}
 	close(fd);
 }
 
 TEST_F_TIMEOUT(healthy, faults, SLOW)
 {
 	struct subject *s = &self->s;
+	int i;
 
-	figure("hugetlb_fault_new", 1, least(20,
-		ASSERT_EQ(0, punch(s, 0, s->size)), FORCE_READ(*s->map)));
-	figure("hugetlb_fault_again", 1, least(50,
-		ASSERT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED)), FORCE_READ(*s->map)));
+	for (i = 0; i < 20; i++) {
+		ASSERT_EQ(0, punch(s, 0, s->size));
+		start(i);
+		read_byte(s->map);
+		stop();
+	}
+	print_figure("hugetlb_fault_new", 1, least);
+
+	for (i = 0; i < 50; i++) {
+		ASSERT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
+		start(i);
+		read_byte(s->map);
+		stop();
+	}
+	print_figure("hugetlb_fault_again", 1, least);
 }
 
 /* Writing to sysfs is part of it. */
@@ -154,15 +231,25 @@ static void measure_pool(struct __test_metadata *_metadata, unsigned long size,
 			 int nr, int times, const char *alloc, const char *release)
 {
 	long before = pool_get(size, "nr_hugepages");
-	int fd = open(pool_path(size, "nr_hugepages"), O_RDWR);
+	int i, fd = open(pool_path(size, "nr_hugepages"), O_RDWR);
 
 	ASSERT_LE(0, fd);
-	figure(alloc, nr, least(times,
-		resize_pool(_metadata, fd, before),
-		resize_pool(_metadata, fd, before + nr)));
-	figure(release, nr, least(times,
-		resize_pool(_metadata, fd, before + nr),
-		resize_pool(_metadata, fd, before)));
+	for (i = 0; i < times; i++) {
+		start(i);
+		resize_pool(_metadata, fd, before + nr);
+		stop();
+		ASSERT_EQ(before + nr, pool_get(size, "nr_hugepages"));
+		resize_pool(_metadata, fd, before);
+	}
+	print_figure(alloc, nr, least);
+
+	for (i = 0; i < times; i++) {
+		resize_pool(_metadata, fd, before + nr);
+		start(i);
+		resize_pool(_metadata, fd, before);
+		stop();
+	}
+	print_figure(release, nr, least);
 	close(fd);
 }
 
@@ -173,52 +260,28 @@ TEST_F_TIMEOUT(healthy, pool, SLOW)
 		measure_pool(_metadata, SZ_1G, 1, 5, "hugetlb_alloc_1G", "hugetlb_free_1G");
 }
 
-static void measure_pages(struct __test_metadata *_metadata, char *map, size_t len,
-			  int advice, const char *alloc, const char *release)
-{
-	unsigned long nr = len / psize();
-
-	madvise(map, len, advice);
-	figure(alloc, nr, least(200,
-		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED)),
-		madvise(map, len, MADV_POPULATE_WRITE)));
-	figure(release, nr, least(200,
-		ASSERT_EQ(0, madvise(map, len, MADV_POPULATE_WRITE)),
-		madvise(map, len, MADV_DONTNEED)));
-}
-
-/* Memory of others, which knows nothing of hugetlb. */
-TEST_F_TIMEOUT(healthy, pages, SLOW)
-{
-	char *map;
-
-	map = mmap(NULL, 2 * SZ_2M, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(MAP_FAILED, map);
-	map = (char *)(((uintptr_t)map + SZ_2M - 1) & ~(SZ_2M - 1));
-	measure_pages(_metadata, map, psize(), MADV_NOHUGEPAGE, "page_alloc", "page_free");
-	measure_pages(_metadata, map, 256 * psize(), MADV_NOHUGEPAGE,
-		      "page_alloc", "page_free");
-	measure_pages(_metadata, map, SZ_2M, MADV_HUGEPAGE, "page_alloc", "page_free");
-}
+#define NR_GUP		256
 
 /* Both getting and putting, and a little for the call. */
-static void measure_gup(struct __test_metadata *_metadata, char *map, const char *fast,
-			const char *slow)
+static void measure_gup(struct __test_metadata *_metadata, char *map, unsigned int cmd,
+			const char *name)
 {
-	struct gup_test gup = {
-		.addr = (uintptr_t)map,
-		.size = 256 * psize(),
-		.nr_pages_per_call = 256,
-	};
-	int fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+	int i, fd = open("/sys/kernel/debug/gup_test", O_RDWR);
 
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_GUP_TEST");
-	figure(fast, 256, least(50, gup.size = 256 * psize(),
-		ASSERT_EQ(0, ioctl(fd, GUP_FAST_BENCHMARK, &gup))));
-	figure(slow, 256, least(50, gup.size = 256 * psize(),
-		ASSERT_EQ(0, ioctl(fd, GUP_BASIC_TEST, &gup))));
+	for (i = 0; i < 50; i++) {
+		struct gup_test gup = {
+			.addr = (uintptr_t)map,
+			.size = NR_GUP * psize(),
+			.nr_pages_per_call = NR_GUP,
+		};
+
+		start(i);
+		ASSERT_EQ(0, ioctl(fd, cmd, &gup));
+		stop();
+	}
+	print_figure(name, NR_GUP, least);
 	close(fd);
 }
 
@@ -226,23 +289,39 @@ TEST_F_TIMEOUT(healthy, gup, SLOW)
 {
 	char *small;
 
-	small = mmap(NULL, 256 * psize(), PROT_READ | PROT_WRITE,
+	small = mmap(NULL, NR_GUP * psize(), PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	ASSERT_NE(MAP_FAILED, small);
-	measure_gup(_metadata, small, "gup_fast_small", "gup_small");
-	measure_gup(_metadata, self->s.map, "gup_fast_hugetlb", "gup_hugetlb");
+	measure_gup(_metadata, small, GUP_FAST_BENCHMARK, "gup_fast_small");
+	measure_gup(_metadata, small, GUP_BASIC_TEST, "gup_small");
+	measure_gup(_metadata, self->s.map, GUP_FAST_BENCHMARK, "gup_fast_hugetlb");
+	measure_gup(_metadata, self->s.map, GUP_BASIC_TEST, "gup_hugetlb");
+}
+
+/* Read @len bytes from the beginning of the file. */
+static void measure_read(struct __test_metadata *_metadata, struct subject *s,
+			 char *buffer, ssize_t len)
+{
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		start(i);
+		ASSERT_EQ(len, pread(s->fd, buffer, len, 0));
+		stop();
+	}
 }
 
 TEST_F_TIMEOUT(healthy, reads, SLOW)
 {
-	const size_t lens[] = { 8, 4096, BUFFER };
-	char *buffer = alloc_shared(BUFFER);
+	const size_t lens[] = { 8, 4096, SZ_1M };
+	char *buffer = alloc_shared(SZ_1M);
 	unsigned int i;
 
 	ASSERT_NE(NULL, buffer);
-	for (i = 0; i < ARRAY_SIZE(lens); i++)
-		figure("read", lens[i], least(20, ,
-			ASSERT_EQ(lens[i], pread(self->s.fd, buffer, lens[i], 0))));
+	for (i = 0; i < ARRAY_SIZE(lens); i++) {
+		measure_read(_metadata, &self->s, buffer, lens[i]);
+		print_figure("read", lens[i], least);
+	}
 }
 
 /*
@@ -293,7 +372,7 @@ TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 		lost += rest - (i < 1 && i + rest > 1);
 		i += rest - 1;
 	}
-	figure("lost_running_bytes", s->size, lost * psize());
+	print_figure("lost_running_bytes", s->size, lost * psize());
 
 	unmap_file(s);
 	close(s->fd);
@@ -304,7 +383,7 @@ TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 		if (s->flags[i] & KPF_HWPOISON ||
 		    (s->flags[i] & KPF_HUGE && head & KPF_HWPOISON))
 			lost++;
-	figure("lost_released_bytes", s->size, lost * psize());
+	print_figure("lost_released_bytes", s->size, lost * psize());
 }
 
 /*
@@ -314,9 +393,11 @@ TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 /* Stock walks a list of lost pages for each raw page that it might read. */
 #define STOCK_MAX	1000
 
-#define NR_SPARED	(BUFFER / psize())
+#define NR_SPARED	(SZ_1M / psize())
 
+/* When the handler of SIGBUS was entered, and when its victim was seen last. */
 static unsigned long arrived;
+static atomic_ulong alive;
 
 static void note_arrival(int sig, siginfo_t *si, void *context)
 {
@@ -389,7 +470,7 @@ FIXTURE_SETUP(kept)
 	if (!self->s.flags)
 		return;
 	open_unfilled(_metadata, &self->s);
-	self->buffer = alloc_shared(BUFFER);
+	self->buffer = alloc_shared(SZ_1M);
 	self->shared = alloc_shared(sizeof(*self->shared));
 	ASSERT_NE(NULL, self->buffer);
 	ASSERT_NE(NULL, self->shared);
@@ -403,43 +484,49 @@ FIXTURE_TEARDOWN_PARENT(kept)
 }
 
 /* Another process maps the file and uses a healthy page of it. */
-static void measure_fault(struct __test_metadata *_metadata, FIXTURE_DATA(kept) *self,
-			  unsigned long k)
+static void measure_fault(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long *shared, unsigned long k)
 {
-	struct subject *s = &self->s;
 	pid_t pid;
 
-	*self->shared = 0;
+	*shared = 0;
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		char *map = map_file(s, MAP_SHARED);
+		int i;
 
-		if (map && try_read(map))
-			*self->shared = least(5, madvise(map, s->size, MADV_DONTNEED),
-				FORCE_READ(*map));
+		if (!map || !try_read(map))
+			_exit(0);
+		for (i = 0; i < 5; i++) {
+			madvise(map, s->size, MADV_DONTNEED);
+			start(i);
+			read_byte(map);
+			stop();
+		}
+		*shared = least;
 		_exit(0);
 	}
 	wait_for_child(_metadata, pid);
-	if (*self->shared)
-		figure("kept_fault", k, *self->shared);
+	if (*shared)
+		print_figure("kept_fault", k, *shared);
 }
 
 /* Read all of it, a MiB at a time, and what follows behind each lost page. */
-static void read_through(struct __test_metadata *_metadata, FIXTURE_DATA(kept) *self,
-			 unsigned long k)
+static void read_through(struct __test_metadata *_metadata, struct subject *s,
+			 char *buffer, unsigned long k)
 {
-	struct subject *s = &self->s;
-	unsigned long pos = 0, begin = now();
+	unsigned long pos = 0;
 
+	start(0);
 	while (pos < s->size) {
-		size_t len = BUFFER - pos % BUFFER;
-		ssize_t ret = pread(s->fd, self->buffer, len, pos);
+		ssize_t ret = pread(s->fd, buffer, SZ_1M - pos % SZ_1M, pos);
 
 		ASSERT_NE(0, ret);
 		pos += ret > 0 ? (unsigned long)ret : psize();
 	}
-	figure("kept_read_through", k, now() - begin - clock_cost);
+	stop();
+	print_figure("kept_read_through", k, least);
 }
 
 TEST_F_TIMEOUT(kept, page_after_page, SLOW)
@@ -457,20 +544,25 @@ TEST_F_TIMEOUT(kept, page_after_page, SLOW)
 
 		if (!keep && stops[i] > STOCK_MAX)
 			break;
-		while (k < stops[i])
-			took = lose_next(_metadata, s, ++k);
+		while (k < stops[i]) {
+			unsigned long t = lose_next(_metadata, s, ++k);
+
+			/* The least of the last few: without a tick. */
+			if (!took || k + 5 <= stops[i] || t < took)
+				took = t;
+		}
 		if (took)
-			figure("signal", k, took);
-		figure("record_bytes", k, (slab_kb() - slab) << 10);
-		figure("kept_read_4K", k, least(3, ,
-			ASSERT_EQ(4096, pread(s->fd, self->buffer, 4096, 0))));
-		measure_fault(_metadata, self, k);
+			print_figure("signal", k, took);
+		print_figure("record_bytes", k, (slab_kb() - slab) << 10);
+		measure_read(_metadata, s, self->buffer, 4096);
+		print_figure("kept_read_4K", k, least);
+		measure_fault(_metadata, s, self->shared, k);
 		if (!keep)
 			continue;
-		figure("kept_read_1M", k, least(3, ,
-			ASSERT_EQ(BUFFER, pread(s->fd, self->buffer, BUFFER, 0))));
+		measure_read(_metadata, s, self->buffer, SZ_1M);
+		print_figure("kept_read_1M", k, least);
 		if (!k || k == 100 || k == 1000 || k == 10000)
-			read_through(_metadata, self, k);
+			read_through(_metadata, s, self->buffer, k);
 	}
 }
 
@@ -516,16 +608,22 @@ static unsigned int read_buddyinfo(unsigned long *blocks)
 {
 	FILE *f = fopen("/proc/buddyinfo", "r");
 	unsigned int order = 0;
-	char line[512], *p;
+	char line[512];
 
 	memset(blocks, 0, MAX_ORDER * sizeof(*blocks));
 	while (f && fgets(line, sizeof(line), f)) {
-		p = strstr(line, "zone");
-		p = p ? strtok(p, " \n") : NULL;
-		if (!p || !strtok(NULL, " \n"))
+		char zone[32], *p, *end;
+		int len;
+
+		if (sscanf(line, "Node %*d, zone %31s%n", zone, &len) != 1)
 			continue;
-		for (order = 0; order < MAX_ORDER && (p = strtok(NULL, " \n")); order++)
-			blocks[order] += strtoul(p, NULL, 10);
+		p = line + len;
+		for (order = 0; order < MAX_ORDER; order++) {
+			blocks[order] += strtoul(p, &end, 10);
+			if (end == p)
+				break;
+			p = end;
+		}
 	}
 	if (f)
 		fclose(f);
@@ -563,7 +661,7 @@ TEST_F_TIMEOUT(released, all, SLOW)
 	unsigned long before[MAX_ORDER], after[MAX_ORDER], possible[MAX_ORDER];
 	struct subject *s = &self->s;
 	unsigned int order, orders;
-	unsigned long k, end;
+	unsigned long k;
 	int pool;
 
 	for (k = 1; k <= variant->lost; k++)
@@ -576,9 +674,11 @@ TEST_F_TIMEOUT(released, all, SLOW)
 	/* The healthy one returns to the pool, and must be dissolved. */
 	pool = open(pool_path(s->size, "nr_hugepages"), O_RDWR);
 	ASSERT_LE(0, pool);
-	end = took(ftruncate(s->fd, 0);
-		   resize_pool(_metadata, pool, s->before.nr - 1));
-	figure("release", variant->lost, end);
+	start(0);
+	ASSERT_EQ(0, ftruncate(s->fd, 0));
+	resize_pool(_metadata, pool, s->before.nr - 1);
+	stop();
+	print_figure("release", variant->lost, least);
 	close(pool);
 	ASSERT_EQ(s->before.nr - 1, pool_get(s->size, "nr_hugepages"));
 
@@ -589,10 +689,10 @@ TEST_F_TIMEOUT(released, all, SLOW)
 		char name[32];
 
 		sprintf(name, "blocks_%lu", variant->lost);
-		figure(name, order, after[order] > before[order] ?
+		print_figure(name, order, after[order] > before[order] ?
 				    after[order] - before[order] : 0);
 		sprintf(name, "possible_blocks_%lu", variant->lost);
-		figure(name, order, possible[order]);
+		print_figure(name, order, possible[order]);
 	}
 }
 
@@ -628,7 +728,6 @@ static unsigned long consume_page(struct __test_metadata *_metadata, struct subj
 {
 	struct mce_victim victim = { .addr = raw_page(s, nr), .pfn = raw_pfn(s, nr) };
 	struct mce_shot shot = { ledger->monitor, MCE_LOAD, &victim };
-	static volatile unsigned long last;
 	cpu_set_t before, one;
 	pthread_t thread;
 	int cpu[2];
@@ -647,7 +746,7 @@ static unsigned long consume_page(struct __test_metadata *_metadata, struct subj
 	if (!sigsetjmp(mce_after_signal, 1)) {
 		mce_reading = true;
 		do {
-			last = now();
+			alive = now();
 			read_byte(victim.addr);
 			victim.ready = true;
 		} while (!victim.over);
@@ -659,7 +758,7 @@ static unsigned long consume_page(struct __test_metadata *_metadata, struct subj
 	pthread_join(thread, NULL);
 
 	ASSERT_NE(0, arrived);
-	return arrived - last - clock_cost;
+	return arrived - alive - clock_cost;
 }
 
 TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
@@ -672,7 +771,7 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 	note_lost(_metadata, s, 1);
 	consume_page(_metadata, s, 1);
 	for (gib = 1; gib <= 64; gib *= 2) {
-		unsigned long least = -1UL;
+		unsigned long took = -1UL;
 
 		/* Read only, that takes no memory but for page tables. */
 		map = mmap(NULL, (gib - mapped) << 30, PROT_READ,
@@ -685,9 +784,9 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 		for (i = 0; i < 3; i++) {
 			unsigned long t = consume_page(_metadata, s, 1);
 
-			least = t < least ? t : least;
+			took = t < took ? t : took;
 		}
-		figure("repeat", gib, least);
+		print_figure("repeat", gib, took);
 	}
 }
 
