@@ -24,7 +24,7 @@ plot "signal.data" using 1:2 with points ls 1 ps 1.2 title "stock: once, then al
 set xlabel "lost pages of 1 GiB"
 set title "Fault of the hugepage in another process"
 set output "2-fault.svg"
-plot "kept_fault.data" using (place($1)):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
+plot "lossy_fault.data" using (place($1)):2 with points ls 1 ps 1.2 title "stock: only without lost pages", \
      "" using (place($1)):3 with linespoints ls 2 title "patched"
 
 set title "Read of 4 KiB beside lost pages"
@@ -32,7 +32,7 @@ set output "3-read.svg"
 set logscale y
 set yrange [100:*]
 set format y "%.0s %c"
-plot "kept_read_4K.data" using (place($1)):2 with linespoints ls 1 title "stock", \
+plot "lossy_read_4K.data" using (place($1)):2 with linespoints ls 1 title "stock", \
      "" using (place($1)):3 with linespoints ls 2 title "patched"
 
 unset logscale y

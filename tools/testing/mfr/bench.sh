@@ -8,7 +8,7 @@
 
 export BENCH=1
 . "${0%/*}/lib.sh"
-need_x86 "make bench counts instructions of x86's"
+need_x86 "make bench counts the instructions of x86's CPUs"
 
 "$MFR/packages.sh" gnuplot-nox
 "$MFR/tree.sh"
@@ -19,67 +19,80 @@ need_x86 "make bench counts instructions of x86's"
 out=$O/bench/$BASE
 mkdir -p "$out"
 
-# measure KERNEL NAME COMMAND: what it says goes to $log/results
+# measure KERNEL MACHINE COMMAND: leaves what it says in $results
 measure() {
-	log=$O/runs/$2-$BASE-$1$suffix
+	results=$O/runs/$2-$BASE-$1$suffix/results
 	say "$3 on the $1 kernel"
 	"$MFR/boot.sh" "$1" "$2" 1200 "$3"
-	! awk -f "$MFR/results.awk" "$log/results" | grep '^fail' >&2 ||
-		die "not all could be measured, see $log/results"
+	! awk -f "$MFR/results.awk" "$results" | grep '^fail' >&2 ||
+		die "not all could be measured, see $results"
 }
 measure stock bench "hugetlb-mfr-bench -F repeated"
-stock=$log/results
+stock=$results
 measure patched bench "hugetlb-mfr-bench -F repeated"
-patched=$log/results
-# Only what has machine checks needs more than one CPU.
+patched=$results
+# What has machine checks needs more than one CPU, and stock has nothing to show.
 measure patched bench-real "hugetlb-mfr-bench -f repeated"
 
-what="$(sha256sum <"$(kernel_dir stock)/$image") $(sha256sum <"$(kernel_dir patched)/$image")"
-[ "$(cat "$out/what" 2>/dev/null)" != "$what" ] || mv "$out/figures" "$out/figures.before"
+# The same kernels and program as the last time should have the same figures.
+cd "$out"
+what=$(sha256sum "$(kernel_dir stock)/$image" "$(kernel_dir patched)/$image" \
+	"$O/$BASE$suffix/root/tests/hugetlb-mfr-bench")
+rm -f figures.before
+[ "$(cat what 2>/dev/null)" != "$what" ] || mv figures figures.before
 awk -v OFS='\t' '
 	FNR == 1 { k++ }
 	{ sub(/\r$/, "") }
 	/^# figure / {
 		f = $3 OFS $4
-		if (!(f in seen)) {
-			seen[f] = 1
+		if (!(f in stock)) {
+			stock[f] = patched[f] = "-"
 			name[++n] = f
 		}
-		value[f, k > 1] = $5
+		if (k == 1)
+			stock[f] = $5
+		else
+			patched[f] = $5
 	}
 	END {
-		for (i = 1; i <= n; i++) {
-			s = (name[i], 0) in value ? value[name[i], 0] : "-"
-			p = (name[i], 1) in value ? value[name[i], 1] : "-"
-			print name[i], s, p
-		}
-	}' "$stock" "$patched" "$log/results" >"$out/figures"
-echo "$what" >"$out/what"
+		for (i = 1; i <= n; i++)
+			print name[i], stock[name[i]], patched[name[i]]
+	}' "$stock" "$patched" "$results" >figures
+echo "$what" >what
 
-awk -f "$MFR/bench.awk" "$out/figures" >"$out/table"
+{
+	awk -f "$MFR/bench.awk" figures
+	[ ! -f figures.before ] ||
+		echo "$(diff figures.before figures | grep -c '^>') of" \
+		     "$(wc -l <figures) figures differ from the last run's"
+} >table
 
-# The pictures. column NAME: its figures as lines of x, stock, patched
-cd "$out"
-column() { awk -v name="$1" '$1 == name { print $2, $3, $4 }' figures; }
-for f in signal kept_read_4K kept_fault release repeat record_bytes; do
-	column $f >"$f.data"
+for f in signal lossy_read_4K lossy_fault release repeat; do
+	awk -v name=$f '$1 == name { print $2, $3, $4 }' figures >$f.data
 done
 gnuplot "$MFR/bench.gnuplot" >gnuplot.log 2>&1 || die "gnuplot failed, see $out/gnuplot.log"
-rm -f ./*.data
 {
 	cat <<-EOT
 		<!DOCTYPE html>
 		<meta charset="utf-8">
-		<title>Hugepages that survive memory errors: cost and use</title>
+		<title>Hugepages that survive memory errors: what they cost</title>
 		<style>
-		body { font-family: sans-serif; max-width: 75em; margin: 1em auto }
-		table { border-collapse: collapse }
-		td, th { padding: .1em .8em; text-align: right; border-bottom: 1px solid #ddd }
-		td:first-child, th:first-child { text-align: left }
-		.missed { color: #b00; font-weight: bold }
+		body { font-family: sans-serif; max-width: 72em; margin: 1em auto }
+		td, th { padding: .1em .7em; text-align: right }
+		td:first-child { text-align: left }
+		.missed td:last-child { color: #b00; font-weight: bold }
 		</style>
+		<h2>Hugepages that survive memory errors: what they cost</h2>
+		<p>Linux $BASE as it is (stock) and with the series (patched), under QEMU with a
+		clock that counts instructions. There are no caches and no TLB then, and a string
+		instruction counts as often as it repeats: what fills or copies memory looks dearer
+		than it is. For times, run hugetlb-mfr-bench on hardware, on both kernels;
+		hugetlb-mfr.rst tells how.
 	EOT
+	sed '/^<?xml/d' ./*.svg
 	awk -v html=1 -f "$MFR/bench.awk" figures
-	sed '/^<?xml/d; /^<!DOCTYPE/d; /^ "http/d' ./*.svg
-	echo "<p>Linux $(cat "$SOURCE/.git/mfr-source" | cut -d ' ' -f 2)"
+	tr '\n' ' ' <"$SOURCE/.git/mfr-source"
 } >report.html
+rm -f ./*.data gnuplot.log
+cat table
+say "with pictures: $out/report.html"

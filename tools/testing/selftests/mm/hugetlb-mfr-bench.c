@@ -71,9 +71,11 @@ static void calibrate(void)
 	clock_cost = least;
 }
 
+static const char *prefix = "";
+
 static void print_figure(const char *name, unsigned long x, unsigned long value)
 {
-	ksft_print_msg("figure %s %lu %lu\n", name, x, value);
+	ksft_print_msg("figure %s%s %lu %lu\n", prefix, name, x, value);
 }
 
 static unsigned int keep_flag(void)
@@ -82,9 +84,10 @@ static unsigned int keep_flag(void)
 }
 
 /* One hugepage, not filled: that takes its time, and who measures doesn't look. */
-static void open_unfilled(struct __test_metadata *_metadata, struct subject *s)
+static void open_unfilled(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned int flag)
 {
-	s->fd = create_memfd(s->size, keep_flag());
+	s->fd = create_memfd(s->size, flag);
 	ASSERT_LE(0, s->fd);
 	ASSERT_EQ(0, ftruncate(s->fd, s->size));
 	s->map = map_file(s, MAP_SHARED);
@@ -153,24 +156,39 @@ FIXTURE(healthy) {
 	struct subject s;
 };
 
+/* Files as everybody has them, and those with the flag. */
+FIXTURE_VARIANT(healthy) {
+	unsigned int flag;
+	const char *prefix;
+};
+
+FIXTURE_VARIANT_ADD(healthy, plain) { .prefix = "" };
+FIXTURE_VARIANT_ADD(healthy, kept) {
+	.flag = MFD_MF_KEEP_UE_MAPPED,
+	.prefix = "kept_",
+};
+
 FIXTURE_SETUP(healthy)
 {
+	if (variant->flag && !kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, NR_HEALTHY);
 	if (!self->s.flags)
 		return;
 	self->s.nr_huge = 1;
-	open_unfilled(_metadata, &self->s);
+	open_unfilled(_metadata, &self->s, variant->flag);
+	prefix = variant->prefix;
 	calibrate();
 }
 
 FIXTURE_TEARDOWN_PARENT(healthy)
 {
-	teardown_subject(_metadata, &self->s);
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
 }
 
 TEST_F_TIMEOUT(healthy, files, SLOW)
 {
-	const unsigned int flag = keep_flag();
 	struct subject *s = &self->s;
 	unsigned long nr;
 	int i, fd = -1;
@@ -178,7 +196,7 @@ TEST_F_TIMEOUT(healthy, files, SLOW)
 	for (i = 0; i < 50; i++) {
 		close(fd);
 		start(i);
-		fd = create_memfd(s->size, flag);
+		fd = create_memfd(s->size, variant->flag);
 		stop();
 		ASSERT_LE(0, fd);
 	}
@@ -255,6 +273,9 @@ static void measure_pool(struct __test_metadata *_metadata, unsigned long size,
 
 TEST_F_TIMEOUT(healthy, pool, SLOW)
 {
+	/* It knows nothing of files. */
+	if (variant->flag)
+		return;
 	measure_pool(_metadata, SZ_2M, 16, 20, "hugetlb_alloc_2M", "hugetlb_free_2M");
 	if (pool_exists(SZ_1G))
 		measure_pool(_metadata, SZ_1G, 1, 5, "hugetlb_alloc_1G", "hugetlb_free_1G");
@@ -292,8 +313,10 @@ TEST_F_TIMEOUT(healthy, gup, SLOW)
 	small = mmap(NULL, NR_GUP * psize(), PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	ASSERT_NE(MAP_FAILED, small);
-	measure_gup(_metadata, small, GUP_FAST_BENCHMARK, "gup_fast_small");
-	measure_gup(_metadata, small, GUP_BASIC_TEST, "gup_small");
+	if (!variant->flag) {
+		measure_gup(_metadata, small, GUP_FAST_BENCHMARK, "gup_fast_small");
+		measure_gup(_metadata, small, GUP_BASIC_TEST, "gup_small");
+	}
 	measure_gup(_metadata, self->s.map, GUP_FAST_BENCHMARK, "gup_fast_hugetlb");
 	measure_gup(_metadata, self->s.map, GUP_BASIC_TEST, "gup_hugetlb");
 }
@@ -343,7 +366,7 @@ FIXTURE_SETUP(damage)
 {
 	setup_subject(_metadata, &self->s, variant->size, &by_madvise, 1);
 	if (self->s.flags)
-		open_unfilled(_metadata, &self->s);
+		open_unfilled(_metadata, &self->s, keep_flag());
 }
 
 FIXTURE_TEARDOWN_PARENT(damage)
@@ -469,7 +492,7 @@ FIXTURE_SETUP(kept)
 	setup_subject(_metadata, &self->s, SZ_1G, &by_madvise, 1);
 	if (!self->s.flags)
 		return;
-	open_unfilled(_metadata, &self->s);
+	open_unfilled(_metadata, &self->s, keep_flag());
 	self->buffer = alloc_shared(SZ_1M);
 	self->shared = alloc_shared(sizeof(*self->shared));
 	ASSERT_NE(NULL, self->buffer);
@@ -509,7 +532,7 @@ static void measure_fault(struct __test_metadata *_metadata, struct subject *s,
 	}
 	wait_for_child(_metadata, pid);
 	if (*shared)
-		print_figure("kept_fault", k, *shared);
+		print_figure("lossy_fault", k, *shared);
 }
 
 /* Read all of it, a MiB at a time, and what follows behind each lost page. */
@@ -526,7 +549,7 @@ static void read_through(struct __test_metadata *_metadata, struct subject *s,
 		pos += ret > 0 ? (unsigned long)ret : psize();
 	}
 	stop();
-	print_figure("kept_read_through", k, least);
+	print_figure("lossy_read_through", k, least);
 }
 
 TEST_F_TIMEOUT(kept, page_after_page, SLOW)
@@ -555,12 +578,12 @@ TEST_F_TIMEOUT(kept, page_after_page, SLOW)
 			print_figure("signal", k, took);
 		print_figure("record_bytes", k, (slab_kb() - slab) << 10);
 		measure_read(_metadata, s, self->buffer, 4096);
-		print_figure("kept_read_4K", k, least);
+		print_figure("lossy_read_4K", k, least);
 		measure_fault(_metadata, s, self->shared, k);
 		if (!keep)
 			continue;
 		measure_read(_metadata, s, self->buffer, SZ_1M);
-		print_figure("kept_read_1M", k, least);
+		print_figure("lossy_read_1M", k, least);
 		if (!k || k == 100 || k == 1000 || k == 10000)
 			read_through(_metadata, s, self->buffer, k);
 	}
@@ -593,7 +616,7 @@ FIXTURE_SETUP(released)
 	setup_subject(_metadata, &self->s, SZ_1G, &by_madvise, 1);
 	if (!self->s.flags)
 		return;
-	open_unfilled(_metadata, &self->s);
+	open_unfilled(_metadata, &self->s, keep_flag());
 	calibrate();
 }
 
@@ -711,7 +734,7 @@ FIXTURE_SETUP(repeated)
 	setup_subject(_metadata, &self->s, SZ_2M, &by_mce, 1);
 	if (!self->s.flags)
 		return;
-	open_unfilled(_metadata, &self->s);
+	open_unfilled(_metadata, &self->s, keep_flag());
 	expect_arrivals(_metadata);
 	calibrate();
 }
