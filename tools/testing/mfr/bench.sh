@@ -39,7 +39,7 @@ cd "$out"
 what=$(sha256sum "$(kernel_dir stock)/$image" "$(kernel_dir patched)/$image" \
 	"$O/$BASE$suffix/root/tests/hugetlb-mfr-bench")
 rm -f figures.before
-[ "$(cat what 2>/dev/null)" != "$what" ] || mv figures figures.before
+[ "$(cat made-from 2>/dev/null)" != "$what" ] || mv figures figures.before
 awk -v OFS='\t' '
 	FNR == 1 { k++ }
 	{ sub(/\r$/, "") }
@@ -58,7 +58,7 @@ awk -v OFS='\t' '
 		for (i = 1; i <= n; i++)
 			print name[i], stock[name[i]], patched[name[i]]
 	}' "$stock" "$patched" "$results" >figures
-echo "$what" >what
+echo "$what" >made-from
 
 {
 	awk -f "$MFR/bench.awk" figures
