@@ -45,7 +45,7 @@ plot "release.data" using (place($1)):2 with points ls 1 ps 1.2 title "stock: on
 set format y "%g"
 set xlabel "GiB mapped"
 set xrange [1:64]
-set xtics (1, 2, 4, 8, 16, 32, 64)
+set xtics (1, 4, 16, 64)
 set title "A lost page consumed again"
 set output "5-repeat.svg"
 plot "repeat.data" using 1:3 with linespoints ls 2 title "patched (stock: nobody has it any more)"

@@ -60,7 +60,8 @@ x86)
 	[ -n "$khz" ] || [ ! -x "$O/tsc-khz" ] || khz=$("$O/tsc-khz")
 	append="$append ${khz:+tsc_early_khz=$khz}"
 	# Two CPUs without ticks, for the victims of machine checks. The machine
-	# injects those itself: it has a line to its own monitor.
+	# injects those itself: it has a line to its own monitor. (Which speaks when it
+	# likes: not where two runs are to be the same.)
 	[ $initramfs = peers ] || [ $cpus = 1 ] ||
 		append="$append nohz_full=2-3 isolcpus=domain,managed_irq,2-3 irqaffinity=0-1"
 	# (With ERMS the kernel clears and copies memory by the byte, which is slow
@@ -79,7 +80,8 @@ x86)
 	# as many 1 GiB hugepages on the first node.
 	board=pc
 	[ -z "$DEBUG" ] || board=q35 memory=10G first_node=6G
-	machine="qemu-system-x86_64 -M $board -cpu $cpu
+	machine="qemu-system-x86_64 -M $board -cpu $cpu"
+	[ $cpus = 1 ] || machine="$machine
 		-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off
 		-mon chardev=monitor,mode=readline
 		-chardev socket,id=line,path=$line/monitor
