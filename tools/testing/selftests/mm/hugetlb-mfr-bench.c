@@ -684,14 +684,15 @@ TEST_F_TIMEOUT(released, all, SLOW)
 	unsigned long before[MAX_ORDER], after[MAX_ORDER], possible[MAX_ORDER];
 	struct subject *s = &self->s;
 	unsigned int order, orders;
+	int pool, drain;
 	unsigned long k;
-	int pool;
 
 	for (k = 1; k <= variant->lost; k++)
 		lose_next(_metadata, s, k);
 	unmap_file(s);
 	/* Through a page that is neither lost nor says that others are. */
-	drain_percpu_lists(s->head[0] + 1);
+	drain = open_drain();
+	drain_percpu_lists(drain, s->head[0] + 1);
 	read_buddyinfo(before);
 
 	/* The healthy one returns to the pool, and must be dissolved. */
@@ -705,7 +706,8 @@ TEST_F_TIMEOUT(released, all, SLOW)
 	close(pool);
 	ASSERT_EQ(s->before.nr - 1, pool_get(s->size, "nr_hugepages"));
 
-	drain_percpu_lists(s->head[0] + 1);
+	drain_percpu_lists(drain, s->head[0] + 1);
+	close_drain(drain);
 	orders = read_buddyinfo(after);
 	possible_blocks(s, orders, possible);
 	for (order = 0; order < orders; order++) {

@@ -2265,6 +2265,25 @@ FIXTURE_TEARDOWN_PARENT(gigantic)
 	teardown(_metadata, &self->s);
 }
 
+/* To free a gibibyte takes a while. */
+TEST_F_TIMEOUT(gigantic, lost_pages_look_lost_before_the_first_healthy_one_is_free, SLOW)
+{
+	struct subject *s = &self->s;
+	const time_t end = time(NULL) + 10;
+	uint64_t first, last;
+
+	open_one(_metadata, s);
+	lose(_metadata, s, s->nr_raw - 1);
+	let_go(_metadata, s);
+	do {
+		ASSERT_TRUE(read_kpageflags(s->head[0], 1, &first));
+	} while (!(first & KPF_BUDDY) && time(NULL) < end);
+	ASSERT_TRUE(read_kpageflags(raw_pfn(s, s->nr_raw - 1), 1, &last));
+	EXPECT_TRUE(first & KPF_BUDDY);
+	EXPECT_TRUE(last & KPF_HWPOISON);
+	expect_released(_metadata, s);
+}
+
 TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 {
 	struct subject *s = &self->s;
