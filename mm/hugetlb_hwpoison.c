@@ -146,12 +146,12 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 }
 
 /**
- * hugetlb_hwpoison_unmark() - PG_hwpoison doesn't speak for a whole folio any more
+ * hugetlb_hwpoison_unmark() - end that PG_hwpoison speaks for a whole folio
  * @folio: folio with PG_hwpoison that has just ceased to be a hugetlb folio
  *
- * Until then PG_hwpoison of the head page says that some raw pages are lost.
- * What is a compound page like others would seem to have lost its first raw
- * page. If some are lost that are not on record, it counts as lost as a whole.
+ * Until then PG_hwpoison of the head page has said that some raw pages are lost.
+ * Now it would say so of the first one. If not all lost ones are on record, the
+ * folio counts as lost as a whole, and keeps it.
  *
  * Context: the caller holds hugetlb_lock, under which it has made the folio
  * cease to be a hugetlb folio, and is going to free it.
