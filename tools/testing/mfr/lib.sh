@@ -102,12 +102,28 @@ need_space() {	# need_space DIR GIB
 		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
 }
 
+# words WHAT RUN: what the failed test WHAT has printed in that machine
+words() {
+	[ -f "$2/results" ] || return 0
+	awk -v what="$1" '
+		/^# +RUN / { n = 0; next }
+		/^# / { said[n++ % 10] = $0; next }
+		/^not ok / {
+			sub(/^not ok [0-9]+ *(- )?/, "")
+			if (substr(what, length(what) - length($0) + 1) == $0)
+				for (i = n > 10 ? n - 10 : 0; i < n; i++)
+					print "       " said[i % 10]
+		}
+		/^(not )?ok / { n = 0 }' "$2/results"
+}
+
 # verdict CASES: tell what is in that file, in lines pass|fail|skip<TAB>what<TAB>why, and
 # fail if something has failed
 verdict() {
 	while IFS='	' read -r result what why; do
 		case $result in
-		fail) printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$what" "$why" ;;
+		fail)	printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$what" "$why"
+			words "$what" "$why" ;;
 		skip) printf 'skipped %s\n       %s\n' "$what" "$why" ;;
 		esac
 	done <"$1"
