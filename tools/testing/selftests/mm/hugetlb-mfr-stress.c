@@ -2140,8 +2140,12 @@ static void wait_for_rest(void)
 	unsigned int tries;
 
 	for (tries = 0; tries < 500; tries++) {
-		if (pool_is_at_rest(SZ_2M) && (!book->giant || pool_is_at_rest(SZ_1G)))
+		if (pool_is_at_rest(SZ_2M) && (!book->giant || pool_is_at_rest(SZ_1G))) {
+			/* Who sets the size of a pool waits for the worker that frees. */
+			write_long(pool_path(SZ_2M, "nr_hugepages"),
+				   pool_get(SZ_2M, "nr_hugepages"));
 			return;
+		}
 		for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
 		     pfn = next_lost(pfn + 1))
 			if (flags_of(pfn) & KPF_HUGE)
