@@ -3,8 +3,9 @@
 # boot.sh stock|patched NAME SECONDS [COMMAND;COMMAND...]
 #
 # Boot a kernel under QEMU's TCG and run the commands in it, on Arm's CPUs, Intel's, or
-# AMD's if NAME ends in -amd; check-peers.sh's machine if NAME begins with peers, one
-# whose clock counts instructions if it begins with bench.
+# AMD's if NAME ends in -amd, or in -kvm: those that can have guests; check-peers.sh's
+# machine if NAME begins with peers, one whose clock counts instructions if it begins
+# with bench.
 # Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
 # and results: what the machine has written to its second serial line. Fails if the
 # machine hangs, panics, warns or doesn't get to its end. Without commands: a shell on
@@ -73,6 +74,7 @@ x86)
 	peers-mm*) cpu=$cpu,-pdpe1gb ;;
 	*-erms)	cpu=Skylake-Server ;;
 	*-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
+	*-kvm)	cpu=EPYC,+svm,+npt append="$append setcpuid=succor,overflow_recov" ;;
 	esac
 	# What finds mistakes makes ACPI so slow that it gives up on the loops in the
 	# tables of QEMU's usual board, and then there are no interrupts. The other

@@ -33,6 +33,7 @@ jobs=$O/runs/jobs-$BASE$suffix
 		echo "machine.sh stock neighbours"
 		echo "machine.sh patched neighbours"
 		echo "machine.sh stock mfr-stock"
+		[ -z "$kvm_programs" ] || echo "machine.sh stock mfr-stock-kvm"
 	}
 	# What it says of the sources is the same for each architecture.
 	[ -n "$MACHINES" ] || [ $SRCARCH != x86 ] || echo "lint.sh $cases"
@@ -98,6 +99,19 @@ awk -F '\t' -v l="$log" '$1 != "skip" { print $1 "\t" $2 " on stock: " $3 "\t" l
 	"$results" >>"$cases"
 grep -q '^skip' "$results" ||
 	note fail "nothing is skipped on stock, which lacks the flag" "$log"
+
+# There a guest dies of its first error, and the tests that want it to live say so.
+[ -z "$kvm_programs" ] || {
+	results mfr-stock-kvm stock
+	awk -F '\t' -v l="$log" '
+		{
+			dies = $3 ~ /^(warned_)?guest\./
+			print ($1 == (dies ? "fail" : "pass") ? "pass" : "fail") "\t" \
+			      $2 " on stock: " $3 (dies ? " fails" : "") "\t" l
+		}' "$results" >>"$cases"
+	grep -q '^# .*the guest is dead' "$log/results" ||
+		note fail "no guest dies on stock" "$log"
+}
 
 echo
 verdict "$cases"

@@ -10,14 +10,16 @@ out=$O/$BASE$suffix/selftests
 root=$O/$BASE$suffix/root
 log=$O/$BASE$suffix/selftests.log
 libs=${foreign:+-L$foreign/usr/lib/aarch64-linux-gnu}
-mkdir -p "$out/mm" "$out/memfd"
+mkdir -p "$out/mm" "$out/memfd" "$out/kvm"
 rm -rf "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/tmp" "$root/tests"
 
 say "building the tests"
 . "$MFR/tests"
 : >"$log"
-for suite in mm memfd; do
+# (LIBVFIO_O: what the tests of KVM are linked with for the sake of a few that are about
+# VFIO, and which wants libuuid.)
+for suite in mm memfd kvm; do
 	eval "progs=\$${suite}_programs"
 	[ -n "$progs" ] || continue
 	targets=
@@ -26,7 +28,7 @@ for suite in mm memfd; do
 	done
 	make -C "$TREE/tools/testing/selftests/$suite" OUTPUT="$out/$suite" \
 		KHDR_INCLUDES="-isystem $obj/usr/include ${foreign:+-isystem $foreign/usr/include}" \
-		LDLIBS="-static $libs -lrt -lpthread -lm -lcap -lnuma" \
+		LDLIBS="-static $libs -lrt -lpthread -lm -lcap -lnuma" LIBVFIO_O= \
 		$targets >>"$log" 2>&1 || {
 		grep -m 3 'error' "$log" >&2 || true
 		die "building the selftests failed, see $log"

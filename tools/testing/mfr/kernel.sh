@@ -15,7 +15,8 @@ obj=$dir/obj
 mkdir -p "$dir"
 need_space "$O" 3
 
-fragments="$MFR/kernel.config $MFR/$SRCARCH.config
+. "$MFR/tests"
+fragments="$MFR/kernel.config $MFR/$SRCARCH.config ${kvm_programs:+$MFR/kvm.config}
 	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}
 	${BENCH:+$MFR/bench.config}"
 

@@ -1,0 +1,1005 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory errors in the hugepages of a running guest, and a VMM that hands each of
+ * them to its guest as a machine check.
+ *
+ * The guest's stack and data are in a memfd of 2 MiB or 1 GiB hugepages.  If it was
+ * made with MFD_MF_KEEP_UE_MAPPED, an uncorrected error costs the 4 KiB that it is
+ * in: everything else stays mapped, with hugepages in both stages, and the guest
+ * lives on for as long as it can do without what it has lost.  Otherwise the whole
+ * hugepage is gone with the first error, and the guest with it.  On a kernel
+ * without the flag that is what the failing tests say.
+ *
+ * This is also written to be read by those who write VMMs.
+ *
+ * How the VMM hears of an error
+ *
+ * By SIGBUS, whose siginfo has in si_addr an address in the VMM's mapping, and in
+ * si_addr_lsb the binary logarithm of how much is lost around it.  si_code is
+ *
+ * BUS_MCEERR_AR	"action required": this thread, or the vCPU that it runs, was
+ *			going to use the page.  There are three ways to get there:
+ *			- The hardware has raised a machine check while the thread was
+ *			  in user mode, as device models are when they access guest
+ *			  memory.  The instruction has not been executed; to return
+ *			  from the handler is to run into the error again.
+ *			- It has done so while the thread was in guest mode.  KVM sees
+ *			  to it as if it had happened in user mode, and KVM_RUN
+ *			  fails with EINTR when the handler has returned.
+ *			- The guest has touched a page already known as lost, around
+ *			  which KVM has nothing mapped as yet.  KVM_RUN ends likewise.
+ * BUS_MCEERR_AO	"action optional": nobody has used the page so far.  Only the
+ *			thread hears of it that has asked for PR_MCE_KILL_EARLY, which
+ *			is some thread of the VMM, and rarely one with a vCPU.
+ *
+ * What KVM maps
+ *
+ * Around lost pages the same hugepages as ever, once the guest touches a healthy one.
+ * From then on nothing but the hardware stops the guest at a lost page.  That is why
+ * simulated errors, which the hardware doesn't know of, are met here in hugepages
+ * that KVM has yet to map.
+ *
+ * The rules for threads
+ *
+ * - A thread that runs a vCPU must not have SIGBUS blocked in KVM_RUN, nor must one
+ *   that accesses guest memory.  For a blocked signal of a machine check the kernel
+ *   kills the VMM.  KVM's own would just stay pending, with the guest running into
+ *   the lost page for ever.
+ * - The handler runs at any time, so it makes notes and nothing else.  It stays away
+ *   from guest memory.
+ * - The signal may arrive just before the thread enters KVM_RUN.  Lest the guest go
+ *   on without its machine check, the handler sets immediate_exit.
+ * - KVM_X86_SET_MCE is for the thread that runs the vCPU: called by another one it
+ *   waits for KVM_RUN to end.  So a thread that is told of a BUS_MCEERR_AO error kicks
+ *   that of the vCPU, and leaves the rest to it.
+ * - KVM_X86_SET_MCE while the guest is still busy with the previous machine check
+ *   shuts the guest down, as hardware would.
+ */
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <linux/sizes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "../../mm/machine_check.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "mce.h"
+#include "processor.h"
+#include "test_util.h"
+
+#ifndef MFD_MF_KEEP_UE_MAPPED
+#define MFD_MF_KEEP_UE_MAPPED	0x0020U
+#endif
+
+/* Clearing and comparing 1 GiB takes its time on an emulated CPU. */
+#define SLOW			600
+
+#define CORRUPT_PFN		"/sys/kernel/debug/hwpoison/corrupt-pfn"
+#define UNPOISON_PFN		"/sys/kernel/debug/hwpoison/unpoison-pfn"
+
+/* Where the guest has the memory under test, in both of its address spaces. */
+#define MEM_SLOT		1
+#define MEM_BASE		(4UL << 30)
+#define MAX_PAGES		(SZ_1G / PAGE_SIZE)
+#define WORDS			(PAGE_SIZE / sizeof(u64))
+
+/* The pages there that are the guest's stack. */
+#define STACK_FIRST		8
+#define STACK_PAGES		4
+
+/* Where the guest says that it is going to use a page. */
+#define PORT_USE		0x2000
+
+/*
+ * The machine checks that the guest gets: RIPV and MCIP, and for a data load, which
+ * it can't complete, EIPV.
+ */
+#define GUEST_BANK		9
+#define GUEST_MCG_LOAD		0x7ULL
+#define GUEST_MCG_SCRUB		0x5ULL
+#define GUEST_MCG_MCIP		0x4ULL
+
+/*
+ * The guest
+ *
+ * It does one thing after the other that the VMM orders.
+ */
+enum what {
+	FILL,		/* all memory with words that differ */
+	USE,		/* the page @first */
+	CHECK,		/* @nr pages from @first on, without those known as lost */
+	WORK,		/* without any memory, until the next machine check */
+};
+
+static struct {
+	enum what what;
+	u64 first;
+	u64 nr;
+} order;
+
+/* What its machine check handler has noted. */
+static u64 guest_lost[MAX_PAGES / 64];
+static u64 guest_nr_mce;
+
+/* Where it goes on if what it is reading is lost. */
+static u64 guest_resume;
+
+static bool has_lost(u64 page)
+{
+	return guest_lost[page / 64] >> page % 64 & 1;
+}
+
+static void guest_mc_handler(struct ex_regs *regs)
+{
+	u64 status = rdmsr(MSR_IA32_MCx_STATUS(GUEST_BANK));
+	u64 page = (rdmsr(MSR_IA32_MCx_ADDR(GUEST_BANK)) - MEM_BASE) / PAGE_SIZE;
+
+	GUEST_ASSERT(page < MAX_PAGES);
+	guest_lost[page / 64] |= 1ULL << page % 64;
+	WRITE_ONCE(guest_nr_mce, guest_nr_mce + 1);
+
+	if (rdmsr(MSR_IA32_MCG_STATUS) == GUEST_MCG_LOAD) {
+		GUEST_ASSERT_EQ(status & ~MCI_STATUS_AMD_POISON, MCI_STATUS_DATA_LOAD);
+		GUEST_ASSERT(guest_resume);
+		regs->rip = guest_resume;
+	} else {
+		GUEST_ASSERT_EQ(status & ~MCI_STATUS_AMD_POISON, MCI_STATUS_SCRUB);
+	}
+
+	/* Ready for the next one. */
+	wrmsr(MSR_IA32_MCx_STATUS(GUEST_BANK), 0);
+	wrmsr(MSR_IA32_MCG_STATUS, 0);
+}
+
+static bool is_stack(u64 page)
+{
+	return page >= STACK_FIRST && page < STACK_FIRST + STACK_PAGES;
+}
+
+static u64 *guest_page(u64 page)
+{
+	return (u64 *)(MEM_BASE + page * PAGE_SIZE);
+}
+
+static u64 pattern(u64 page)
+{
+	return (page * WORDS) ^ 0xa5a5a5a5a5a5a5a5;
+}
+
+/*
+ * From the moment that the VMM is told, nothing else of the memory is used.  To be ready
+ * for a machine check is to know where to go on after it, as copy_mc_to_kernel() does.
+ */
+static void guest_use(u64 page)
+{
+	asm volatile("lea 1f(%%rip), %%rcx\n\t"
+		     "mov %%rcx, %[resume]\n\t"
+		     "out %%eax, %%dx\n\t"
+		     "mov (%[page]), %%rcx\n\t"
+		     "1:"
+		     : [resume] "=m" (guest_resume)
+		     : [page] "r" (guest_page(page)), "a" ((u32)page), "d" (PORT_USE)
+		     : "rcx", "memory");
+	guest_resume = 0;
+}
+
+static void guest_fill(void)
+{
+	u64 page, i;
+
+	for (page = order.first; page < order.first + order.nr; page++) {
+		u64 *word = guest_page(page);
+
+		if (is_stack(page))
+			continue;
+		/* Emulated CPUs are slow, and slower still at branches. */
+#pragma GCC unroll 8
+		for (i = 0; i < WORDS; i++)
+			word[i] = pattern(page) ^ i;
+	}
+}
+
+static u64 guest_check(void)
+{
+	u64 page, i, nr_good = 0;
+
+	for (page = order.first; page < order.first + order.nr; page++) {
+		u64 *word = guest_page(page), differs = 0;
+
+		if (has_lost(page))
+			continue;
+		if (is_stack(page)) {
+			nr_good++;
+			continue;
+		}
+#pragma GCC unroll 8
+		for (i = 0; i < WORDS; i++)
+			differs |= word[i] ^ pattern(page) ^ i;
+		nr_good += !differs;
+	}
+	return nr_good;
+}
+
+static void guest_work(void)
+{
+	u64 before = guest_nr_mce;
+
+	while (READ_ONCE(guest_nr_mce) == before)
+		cpu_relax();
+}
+
+static void guest_code(void)
+{
+	u64 result = 0;
+
+	set_cr4(get_cr4() | X86_CR4_MCE);
+	for (;;) {
+		GUEST_SYNC(result);
+		switch (order.what) {
+		case FILL:
+			guest_fill();
+			break;
+		case USE:
+			guest_use(order.first);
+			break;
+		case CHECK:
+			result = guest_check();
+			break;
+		case WORK:
+			guest_work();
+			break;
+		}
+	}
+}
+
+/*
+ * The VMM
+ */
+struct vmm {
+	int fd;			/* the guest's memory */
+	char *mem;
+	u64 hugepage;		/* the size of one */
+	u64 nr_huge;
+	u64 nr_pages;		/* of 4 KiB, in all of them */
+	u64 pfn[4];		/* of the first page of each hugepage */
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	/* What happens to a page when the guest is going to use it. */
+	void (*happens)(struct vmm *vmm, u64 page);
+	int monitor;
+	/* What another thread knows as lost, and the guest is to hear of; or NONE. */
+	atomic_ulong told;
+};
+
+#define NONE	-1UL
+
+/* The VMM's list of lost pages, and how many there are. */
+static atomic_ulong lost[MAX_PAGES / 64];
+static atomic_ulong nr_lost;
+
+/* What the handler must know of the guest's memory. */
+static struct {
+	uintptr_t start;
+	u64 size;
+} guest_memory;
+
+/*
+ * The vCPU that this thread runs, and the page that it must not go on with.  There is
+ * no second one before this is handed over: KVM_RUN ends with the first.
+ */
+static __thread struct kvm_run *this_run;
+static __thread struct {
+	atomic_bool pending;
+	u64 page;
+} required;
+
+/* What signals this thread has had, and what the last one said: for the tests. */
+static __thread struct {
+	u64 page;
+	int lsb;
+	unsigned int nr;
+} hit;
+
+static void note_lost(u64 first, u64 nr)
+{
+	u64 page;
+
+	for (page = first; page < first + nr; page++)
+		if (!(atomic_fetch_or(&lost[page / 64], 1UL << page % 64) >> page % 64 & 1))
+			nr_lost++;
+}
+
+static void on_sigbus(int sig, siginfo_t *si, void *context)
+{
+	u64 offset = (uintptr_t)si->si_addr - guest_memory.start;
+	u64 size = 1UL << si->si_addr_lsb;
+
+	/* Something else, or about other memory: to return is to die of it. */
+	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO) ||
+	    offset >= guest_memory.size) {
+		signal(SIGBUS, SIG_DFL);
+		return;
+	}
+
+	note_lost((offset & -size) / PAGE_SIZE, size / PAGE_SIZE);
+	hit.nr++;
+	hit.page = offset / PAGE_SIZE;
+	hit.lsb = si->si_addr_lsb;
+	if (si->si_code != BUS_MCEERR_AR)
+		return;
+
+	/* The guest must hear of it before it goes on. */
+	required.page = offset / PAGE_SIZE;
+	required.pending = true;
+	if (this_run)
+		this_run->immediate_exit = true;
+	/* If this was an access of the VMM, it can't be completed. */
+	mce_release_victim();
+}
+
+/* It ends KVM_RUN, which is all that it is for. */
+static void on_kick(int sig)
+{
+}
+
+/*
+ * Tell the guest that it has lost a page.  This is for the thread that runs the vCPU.
+ *
+ * Just one vCPU is told, which is right for AMD's, and for guests that have been
+ * given MCG_LMCE_P and get MCG_STATUS_LMCES with it.  Others expect to hear of it on
+ * all vCPUs.
+ */
+static void hand_over(struct kvm_vcpu *vcpu, u64 page, u64 mcg_status, u64 status)
+{
+	struct kvm_x86_mce mce = {
+		.bank = GUEST_BANK,
+		.status = status | (host_cpu_is_amd_compatible ? MCI_STATUS_AMD_POISON : 0),
+		.mcg_status = mcg_status,
+		.addr = MEM_BASE + page * PAGE_SIZE,
+		.misc = MCI_MISC_PHYSICAL_4K,
+	};
+
+	vcpu_ioctl(vcpu, KVM_X86_SET_MCE, &mce);
+}
+
+/* What the guest has yet to hear of, one at a time. */
+static void hand_over_all(struct vmm *vmm)
+{
+	struct kvm_vcpu *vcpu = vmm->vcpu;
+
+	/* First this: what comes now will set it again. */
+	vcpu->run->immediate_exit = false;
+
+	if (required.pending) {
+		required.pending = false;
+		hand_over(vcpu, required.page, GUEST_MCG_LOAD, MCI_STATUS_DATA_LOAD);
+	} else if (vmm->told != NONE &&
+		   !(vcpu_get_msr(vcpu, MSR_IA32_MCG_STATUS) & GUEST_MCG_MCIP)) {
+		hand_over(vcpu, atomic_exchange(&vmm->told, NONE),
+			  GUEST_MCG_SCRUB, MCI_STATUS_SCRUB);
+	}
+}
+
+/*
+ * Let the guest go on until it is done with its order, and tell its result.
+ * Returns false if it died.
+ */
+static bool run_guest(struct vmm *vmm, u64 *result)
+{
+	struct kvm_vcpu *vcpu = vmm->vcpu;
+	struct kvm_run *run = vcpu->run;
+	struct ucall uc;
+	u32 page;
+
+	for (;;) {
+		hand_over_all(vmm);
+		if (__vcpu_run(vcpu)) {
+			TEST_ASSERT(errno == EINTR, KVM_IOCTL_ERROR(KVM_RUN, -1));
+			continue;
+		}
+
+		switch (run->exit_reason) {
+		case KVM_EXIT_SHUTDOWN:
+			return false;
+		case KVM_EXIT_IO:
+			break;
+		default:
+			TEST_FAIL("unexpected exit: %s",
+				  exit_reason_str(run->exit_reason));
+		}
+
+		if (run->io.port == PORT_USE) {
+			memcpy(&page, (char *)run + run->io.data_offset, sizeof(page));
+			/* First of all let it be behind this instruction. */
+			vcpu_run_complete_io(vcpu);
+			vmm->happens(vmm, page);
+			continue;
+		}
+
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			*result = uc.args[1];
+			return true;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+		default:
+			TEST_FAIL("unexpected ucall: %lu", uc.cmd);
+		}
+	}
+}
+
+static bool let_guest(struct vmm *vmm, enum what what, u64 first, u64 nr, u64 *result)
+{
+	order.what = what;
+	order.first = first;
+	order.nr = nr;
+	sync_global_to_guest(vmm->vm, order);
+	return run_guest(vmm, result);
+}
+
+static u64 number_of_machine_checks(struct vmm *vmm)
+{
+	sync_global_from_guest(vmm->vm, guest_nr_mce);
+	return guest_nr_mce;
+}
+
+/* A virtual machine with the hugepages in it, which may have been in another one. */
+static void create_vm(struct vmm *vmm)
+{
+	u64 size = vmm->nr_huge * vmm->hugepage, mcg_cap, unused;
+	struct kvm_regs regs;
+
+	vmm->mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->fd, 0);
+	TEST_ASSERT(vmm->mem != MAP_FAILED, "mmap");
+	guest_memory.start = (uintptr_t)vmm->mem;
+	guest_memory.size = size;
+
+	vmm->vm = vm_create_with_one_vcpu(&vmm->vcpu, guest_code);
+	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, size, vmm->mem);
+	virt_map_level(vmm->vm, MEM_BASE, MEM_BASE, size,
+		       vmm->hugepage == SZ_1G ? PG_LEVEL_1G : PG_LEVEL_2M);
+
+	kvm_ioctl(vmm->vm->kvm_fd, KVM_X86_GET_MCE_CAP_SUPPORTED, &mcg_cap);
+	mcg_cap &= MCG_CTL_P | MCG_SER_P;
+	mcg_cap |= GUEST_BANK + 1;
+	vcpu_ioctl(vmm->vcpu, KVM_X86_SETUP_MCE, &mcg_cap);
+	vm_install_exception_handler(vmm->vm, MC_VECTOR, guest_mc_handler);
+
+	/* An ABI's stack, as after a call. */
+	vcpu_regs_get(vmm->vcpu, &regs);
+	regs.rsp = MEM_BASE + (STACK_FIRST + STACK_PAGES) * PAGE_SIZE - sizeof(u64);
+	vcpu_regs_set(vmm->vcpu, &regs);
+
+	vmm->told = NONE;
+	this_run = vmm->vcpu->run;
+	TEST_ASSERT(run_guest(vmm, &unused), "The guest doesn't start");
+}
+
+static void destroy_vm(struct vmm *vmm)
+{
+	kvm_vm_free(vmm->vm);
+	munmap(vmm->mem, guest_memory.size);
+	vmm->vm = NULL;
+}
+
+/*
+ * The tests
+ */
+static u64 read_number(const char *path)
+{
+	u64 n = 0;
+	FILE *f = fopen(path, "r");
+
+	TEST_ASSERT(f && fscanf(f, "%lu", &n) == 1, "can't read %s", path);
+	fclose(f);
+	return n;
+}
+
+static bool write_number(const char *path, u64 n)
+{
+	FILE *f = fopen(path, "w");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fprintf(f, "%lu\n", n) > 0;
+	return !fclose(f) && ok;
+}
+
+static const char *pool(u64 hugepage, const char *name)
+{
+	static char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/%s",
+		 hugepage / 1024, name);
+	return path;
+}
+
+static u64 hardware_corrupted(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	u64 kb = 0;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "HardwareCorrupted: %lu kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+static u64 pfn_of(struct vmm *vmm, u64 page)
+{
+	u64 nr = vmm->hugepage / PAGE_SIZE;
+
+	return vmm->pfn[page / nr] + page % nr;
+}
+
+/*
+ * All mappings of the page go, as they do for a balloon, a migration or a new VMM on
+ * the same memory: so it is KVM's fault handling that meets what is lost.
+ */
+static void unmap(struct vmm *vmm, u64 page)
+{
+	char *hugepage = vmm->mem + (page * PAGE_SIZE & -vmm->hugepage);
+
+	TEST_ASSERT(!madvise(hugepage, vmm->hugepage, MADV_DONTNEED), "MADV_DONTNEED");
+}
+
+/* Only what KVM has mapped goes, as it does when memory is plugged and unplugged. */
+static void unmap_stage_2(struct vmm *vmm, u64 page)
+{
+	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, 0, NULL);
+	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, guest_memory.size,
+				  vmm->mem);
+}
+
+/* An error that nobody has heard of yet: the guest is the first to use the page. */
+static void lose_by_corrupt_pfn(struct vmm *vmm, u64 page)
+{
+	TEST_ASSERT(write_number(CORRUPT_PFN, pfn_of(vmm, page)), CORRUPT_PFN);
+	unmap(vmm, page);
+}
+
+/*
+ * A machine check.  The guest wants a device of the VMM to use the page, say, to write
+ * it to a disk.  (A machine check injected while the guest itself is running would be
+ * the guest's, for that is a CPU, too, to the emulator.)
+ */
+static void lose_by_mce(struct vmm *vmm, u64 page)
+{
+	int cpu[2], error;
+
+	TEST_ASSERT(mce_cpus(cpu), "no CPUs without ticks");
+	error = mce_consume(vmm->monitor, MCE_LOAD, vmm->mem + page * PAGE_SIZE,
+			    pfn_of(vmm, page), cpu[0]);
+	TEST_ASSERT(!error, "The machine check did not come: %s", strerror(-error));
+}
+
+#define MAX_ERRORS	100
+
+struct subject {
+	struct vmm vmm;
+	bool for_ever;			/* no unpoisoning after machine checks */
+	u64 nr_hugepages;		/* in the pool, before, */
+	u64 nr_hugepages_with;		/* and with those of the test */
+	u64 corrupted;
+	u64 poisoned[MAX_ERRORS];	/* pfns */
+	u64 head[MAX_ERRORS];		/* their hugepages' */
+	u64 nr_poisoned;
+};
+
+static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
+			  u64 hugepage, u64 nr_huge,
+			  void (*happens)(struct vmm *vmm, u64 page))
+{
+	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	struct sigaction kick = { .sa_handler = on_kick };
+	struct vmm *vmm = &s->vmm;
+	int cpu[2];
+
+	vmm->fd = -1;
+	vmm->monitor = -1;
+	vmm->hugepage = hugepage;
+	vmm->nr_huge = nr_huge;
+	vmm->nr_pages = nr_huge * hugepage / PAGE_SIZE;
+	vmm->happens = happens;
+	s->for_ever = happens == lose_by_mce;
+
+	if (access(CORRUPT_PFN, W_OK) || access(UNPOISON_PFN, W_OK))
+		SKIP(return, "needs root, debugfs and hwpoison-inject");
+	if (!kvm_is_tdp_enabled())
+		SKIP(return, "needs page tables of two stages");
+	if (s->for_ever) {
+		vmm->monitor = mce_open_monitor();
+		if (vmm->monitor < 0 || !mce_cpus(cpu))
+			SKIP(return, "needs QEMU's monitor, see mm/machine_check.h");
+	}
+	if (access(pool(hugepage, "nr_hugepages"), W_OK))
+		SKIP(return, "no hugepages of %lu kB here", hugepage / 1024);
+
+	s->nr_hugepages = read_number(pool(hugepage, "nr_hugepages"));
+	s->nr_hugepages_with = s->nr_hugepages + nr_huge;
+	write_number(pool(hugepage, "nr_hugepages"), s->nr_hugepages_with);
+	if (read_number(pool(hugepage, "nr_hugepages")) != s->nr_hugepages_with)
+		SKIP(return, "can't get %lu hugepages of %lu kB", nr_huge, hugepage / 1024);
+	s->corrupted = hardware_corrupted();
+	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
+	ASSERT_EQ(0, sigaction(SIGUSR1, &kick, NULL));
+}
+
+/* It is the parent's: a test that failed has let go of its memory, too. */
+static void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
+{
+	int tries;
+	u64 i;
+
+	if (!s->nr_hugepages_with)
+		return;
+	/* A worker may be busy releasing it. */
+	for (tries = 0; tries < 100 && !s->for_ever; tries++) {
+		for (i = 0; i < s->nr_poisoned; i++)
+			if (!write_number(UNPOISON_PFN, s->poisoned[i]))
+				write_number(UNPOISON_PFN, s->head[i]);
+		if (hardware_corrupted() == s->corrupted)
+			break;
+		usleep(20000);
+	}
+	if (!s->for_ever)
+		EXPECT_EQ(s->corrupted, hardware_corrupted());
+	write_number(pool(s->vmm.hugepage, "nr_hugepages"), s->nr_hugepages);
+}
+
+static void start_guest(struct __test_metadata *_metadata, struct subject *s,
+			unsigned int flags)
+{
+	struct vmm *vmm = &s->vmm;
+	u64 unused, entry, i;
+	char *mem;
+	int fd;
+
+	flags |= MFD_HUGETLB | __builtin_ctzl(vmm->hugepage) << MFD_HUGE_SHIFT;
+	vmm->fd = memfd_create("guest", flags);
+	if (vmm->fd < 0 && errno == EINVAL) {
+		/* An older kernel.  The guest may be lucky, and have no errors. */
+		vmm->fd = memfd_create("guest", flags & ~MFD_MF_KEEP_UE_MAPPED);
+		TH_LOG("no MFD_MF_KEEP_UE_MAPPED here: an error will take a whole hugepage");
+	}
+	ASSERT_LE(0, vmm->fd);
+	ASSERT_EQ(0, ftruncate(vmm->fd, vmm->nr_huge * vmm->hugepage));
+
+	/* Where it is, for the injectors. */
+	mem = mmap(NULL, vmm->nr_huge * vmm->hugepage, PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_POPULATE, vmm->fd, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	for (i = 0; i < vmm->nr_huge; i++) {
+		ASSERT_EQ(sizeof(entry),
+			  pread(fd, &entry, sizeof(entry),
+				((uintptr_t)mem + i * vmm->hugepage) / PAGE_SIZE * sizeof(entry)));
+		vmm->pfn[i] = entry & ((1ULL << 55) - 1);
+		ASSERT_NE(0, vmm->pfn[i]);
+	}
+	close(fd);
+	munmap(mem, vmm->nr_huge * vmm->hugepage);
+
+	create_vm(vmm);
+	ASSERT_TRUE(let_guest(vmm, FILL, 0, vmm->nr_pages, &unused));
+}
+
+/* In stage 2 there is an entry for each hugepage, and nothing smaller for any of it. */
+static void expect_huge(struct __test_metadata *_metadata, struct vmm *vmm)
+{
+	EXPECT_EQ(vmm->hugepage == SZ_1G ? vmm->nr_huge : 0, vm_get_stat(vmm->vm, pages_1g));
+	EXPECT_EQ(vmm->hugepage == SZ_2M ? vmm->nr_huge : 0, vm_get_stat(vmm->vm, pages_2m));
+}
+
+static void note_poison(struct subject *s, u64 page)
+{
+	struct vmm *vmm = &s->vmm;
+
+	s->poisoned[s->nr_poisoned] = pfn_of(vmm, page);
+	s->head[s->nr_poisoned] = vmm->pfn[page * PAGE_SIZE / vmm->hugepage];
+	s->nr_poisoned++;
+}
+
+/* The guest uses @page, which is lost at that moment. Returns if it lives. */
+static bool lose(struct subject *s, u64 page)
+{
+	u64 unused;
+
+	note_poison(s, page);
+	return let_guest(&s->vmm, USE, page, 1, &unused);
+}
+
+/* The same, and all that must be right then. */
+static void lose_one_page(struct __test_metadata *_metadata, struct subject *s, u64 page)
+{
+	struct vmm *vmm = &s->vmm;
+	u64 before = number_of_machine_checks(vmm), nr_good;
+	u64 first = page ? page - 1 : 0;
+	u64 nr = min(page + 2, vmm->nr_pages) - first;
+
+	hit.nr = 0;
+	ASSERT_TRUE(lose(s, page))
+		TH_LOG("the guest is dead: with page %lu it has lost page %lu, its stack",
+		       page, hit.page);
+
+	/* One signal for the VMM, one machine check for the guest, about one page. */
+	EXPECT_EQ(1, hit.nr);
+	EXPECT_EQ(page, hit.page);
+	EXPECT_EQ(PAGE_SHIFT, hit.lsb);
+	EXPECT_EQ(s->nr_poisoned, nr_lost);
+	EXPECT_EQ(before + 1, number_of_machine_checks(vmm));
+	EXPECT_EQ(s->corrupted + s->nr_poisoned * PAGE_SIZE / 1024, hardware_corrupted());
+
+	/* The error itself has unmapped nothing: where a test did, KVM has to fault. */
+	if (vmm->happens == lose_by_mce)
+		expect_huge(_metadata, vmm);
+	/* The pages on both sides are there, and in the same hugepage as before. */
+	ASSERT_TRUE(let_guest(vmm, CHECK, first, nr, &nr_good));
+	EXPECT_EQ(nr - 1, nr_good);
+	expect_huge(_metadata, vmm);
+
+	/* One page that went wrong says enough. */
+	if (_metadata->exit_code)
+		ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+}
+
+/* The @i-th of @nr pages that lie apart, the first and the last one among them. */
+static u64 nth_page(struct vmm *vmm, u64 i, u64 nr)
+{
+	return i * (vmm->nr_pages - 1) / (nr - 1);
+}
+
+/* Errors that are found in the background, and a VMM of two threads. */
+FIXTURE(warned_guest) {
+	struct subject s;
+};
+
+FIXTURE_VARIANT(warned_guest) {
+	u64 hugepage;
+	u64 nr_huge;
+};
+
+FIXTURE_VARIANT_ADD(warned_guest, corrupt_pfn_2m) {
+	.hugepage = SZ_2M, .nr_huge = 4,
+};
+
+FIXTURE_VARIANT_ADD(warned_guest, corrupt_pfn_1g) {
+	.hugepage = SZ_1G, .nr_huge = 1,
+};
+
+FIXTURE_SETUP(warned_guest)
+{
+	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge, unmap);
+}
+
+FIXTURE_TEARDOWN_PARENT(warned_guest)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct vmm *vmm = arg;
+	u64 unused;
+
+	this_run = vmm->vcpu->run;
+	return (void *)let_guest(vmm, WORK, 0, 0, &unused);
+}
+
+TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	struct vmm *vmm = &s->vmm;
+	const u64 nr = 10;
+	pthread_t thread;
+	u64 i, nr_good;
+	void *lives;
+
+	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+
+	for (i = 0; i < nr; i++) {
+		u64 page = nth_page(vmm, i, nr);
+
+		hit.nr = 0;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, run_vcpu, vmm));
+		usleep(10000);
+
+		/* This thread has asked for it, and hears of it. */
+		note_poison(s, page);
+		ASSERT_TRUE(write_number(CORRUPT_PFN, pfn_of(vmm, page)));
+		EXPECT_EQ(1, hit.nr);
+		EXPECT_EQ(page, hit.page);
+		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
+		EXPECT_EQ(i + 1, nr_lost);
+		expect_huge(_metadata, vmm);
+
+		/* It leaves a note, and makes the vCPU's thread look at it. */
+		vmm->told = hit.page;
+		vmm->vcpu->run->immediate_exit = true;
+		pthread_kill(thread, SIGUSR1);
+		ASSERT_EQ(0, pthread_join(thread, &lives));
+		ASSERT_NE(NULL, lives)
+			TH_LOG("the guest is dead: with page %lu it has lost its stack", page);
+		EXPECT_EQ(i + 1, number_of_machine_checks(vmm));
+	}
+
+	/* What the guest doesn't use costs it nothing else. */
+	hit.nr = 0;
+	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
+	EXPECT_EQ(vmm->nr_pages - nr, nr_good);
+	EXPECT_EQ(0, hit.nr);
+	expect_huge(_metadata, vmm);
+}
+
+/* What the flag is for: a guest without it. */
+FIXTURE(plain_guest) {
+	struct subject s;
+};
+
+FIXTURE_VARIANT(plain_guest) {
+	u64 hugepage;
+	u64 nr_huge;
+};
+
+FIXTURE_VARIANT_ADD(plain_guest, corrupt_pfn_2m) {
+	.hugepage = SZ_2M, .nr_huge = 4,
+};
+
+FIXTURE_VARIANT_ADD(plain_guest, corrupt_pfn_1g) {
+	.hugepage = SZ_1G, .nr_huge = 1,
+};
+
+FIXTURE_SETUP(plain_guest)
+{
+	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge,
+		      lose_by_corrupt_pfn);
+}
+
+FIXTURE_TEARDOWN_PARENT(plain_guest)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(plain_guest, dies_of_the_first_error, SLOW)
+{
+	struct subject *s = &self->s;
+	struct vmm *vmm = &s->vmm;
+
+	start_guest(_metadata, s, 0);
+	hit.nr = 0;
+	EXPECT_FALSE(lose(s, vmm->nr_pages / vmm->nr_huge - 1));
+	/* The page that it used, and when it was told of that, its stack. */
+	EXPECT_EQ(2, hit.nr);
+	EXPECT_EQ(STACK_FIRST + STACK_PAGES - 1, hit.page);
+}
+
+/* A guest that runs into one error after the other. */
+FIXTURE(guest) {
+	struct subject s;
+};
+
+FIXTURE_VARIANT(guest) {
+	u64 hugepage;
+	u64 nr_huge;
+	void (*happens)(struct vmm *vmm, u64 page);
+};
+
+/* After a machine check nothing can be unpoisoned any more, so these come last. */
+FIXTURE_VARIANT_ADD(guest, corrupt_pfn_2m) {
+	.hugepage = SZ_2M, .nr_huge = 4, .happens = lose_by_corrupt_pfn,
+};
+
+FIXTURE_VARIANT_ADD(guest, corrupt_pfn_1g) {
+	.hugepage = SZ_1G, .nr_huge = 1, .happens = lose_by_corrupt_pfn,
+};
+
+FIXTURE_VARIANT_ADD(guest, mce_2m) {
+	.hugepage = SZ_2M, .nr_huge = 4, .happens = lose_by_mce,
+};
+
+FIXTURE_VARIANT_ADD(guest, mce_1g) {
+	.hugepage = SZ_1G, .nr_huge = 1, .happens = lose_by_mce,
+};
+
+FIXTURE_SETUP(guest)
+{
+	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge,
+		      variant->happens);
+}
+
+FIXTURE_TEARDOWN_PARENT(guest)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* A hundred errors, in one guest's life, cost it a hundred pages. */
+TEST_F_TIMEOUT(guest, loses_a_hundred_pages_to_a_hundred_errors, SLOW)
+{
+	struct subject *s = &self->s;
+	struct vmm *vmm = &s->vmm;
+	u64 i, nr_good;
+	int tries;
+
+	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	expect_huge(_metadata, vmm);
+	for (i = 0; i < MAX_ERRORS; i++)
+		lose_one_page(_metadata, s, nth_page(vmm, i, MAX_ERRORS));
+
+	/* All of its other memory is right. */
+	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
+	EXPECT_EQ(vmm->nr_pages - MAX_ERRORS, nr_good);
+	EXPECT_EQ(MAX_ERRORS, number_of_machine_checks(vmm));
+	expect_huge(_metadata, vmm);
+	EXPECT_EQ(s->nr_hugepages_with, read_number(pool(vmm->hugepage, "nr_hugepages")));
+
+	/* At the end its hugepages leave the pool.  What was lost stays so. */
+	destroy_vm(vmm);
+	close(vmm->fd);
+	for (tries = 0; tries < 250; tries++) {
+		if (read_number(pool(vmm->hugepage, "nr_hugepages")) == s->nr_hugepages)
+			break;
+		usleep(20000);
+	}
+	EXPECT_EQ(s->nr_hugepages, read_number(pool(vmm->hugepage, "nr_hugepages")));
+	EXPECT_EQ(s->corrupted + MAX_ERRORS * PAGE_SIZE / 1024, hardware_corrupted());
+}
+
+/* The guest uses all @nr pages known as lost, and has to be told of each again. */
+static void use_lost_pages(struct __test_metadata *_metadata, struct subject *s, u64 nr)
+{
+	struct vmm *vmm = &s->vmm;
+	u64 before = number_of_machine_checks(vmm);
+	u64 i, nr_good, unused;
+
+	for (i = 0; i < nr; i++) {
+		hit.nr = 0;
+		ASSERT_TRUE(let_guest(vmm, USE, nth_page(vmm, i, nr), 1, &unused));
+		ASSERT_EQ(1, hit.nr);
+		EXPECT_EQ(nth_page(vmm, i, nr), hit.page);
+		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
+		EXPECT_EQ(before + i + 1, number_of_machine_checks(vmm));
+	}
+
+	/* That was all, and for the kernel it was nothing new. */
+	EXPECT_EQ(nr, nr_lost);
+	EXPECT_EQ(s->corrupted + nr * PAGE_SIZE / 1024, hardware_corrupted());
+	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
+	EXPECT_EQ(vmm->nr_pages - nr, nr_good);
+	expect_huge(_metadata, vmm);
+}
+
+/* A VMM that was restarted, or handed the memory by another one. */
+TEST_F_TIMEOUT(guest, hears_of_what_the_one_before_it_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	struct vmm *vmm = &s->vmm;
+	const u64 nr = 6;
+	u64 i;
+
+	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	for (i = 0; i < nr; i++)
+		lose_one_page(_metadata, s, nth_page(vmm, i, nr));
+	destroy_vm(vmm);
+	create_vm(vmm);
+
+	/* There are no new errors now.  Neither the VMM nor KVM has mapped anything, */
+	vmm->happens = unmap;
+	use_lost_pages(_metadata, s, nr);
+	/* and then the VMM has, and KVM hasn't. */
+	vmm->happens = unmap_stage_2;
+	use_lost_pages(_metadata, s, nr);
+}
+
+TEST_HARNESS_MAIN
