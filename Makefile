@@ -7,8 +7,13 @@ export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINES V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
+ifneq ($(filter-out linux,$(GUEST)),)
+$(error GUEST=$(GUEST): use linux)
+endif
+
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
+	@echo "make run GUEST=linux  a Linux guest that loses memory on both: it dies, it lives on"
 	@echo "make bench      what the series costs and saves: instructions, stock and patched"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-all  the tests for every kernel version that has a series, and the stress"
@@ -33,7 +38,10 @@ help:
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
-run bench check check-all check-debian check-peers lint matrix tree refresh series:
+run:
+	@$(MFR)/run$(if $(GUEST),-guest).sh
+
+bench check check-all check-debian check-peers lint matrix tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:

@@ -4,8 +4,8 @@
 #
 # Boot a kernel under QEMU's TCG and run the commands in it, on Arm's CPUs, Intel's, or
 # AMD's if NAME ends in -amd, or in -kvm: those that can have guests; check-peers.sh's
-# machine if NAME begins with peers, one whose clock counts instructions if it begins
-# with bench.
+# machine if NAME begins with peers, run-guest.sh's if it begins with guest, one whose
+# clock counts instructions if it begins with bench.
 # Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
 # and results: what the machine has written to its second serial line. Fails if the
 # machine hangs, panics, warns or doesn't get to its end. Without commands: a shell on
@@ -25,7 +25,7 @@ echo "verdict missing" >"$run/results"
 # nodes, for what moves pages.
 append="panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
-initramfs=initramfs memory=8G first_node=4G
+initramfs=initramfs memory=8G first_node=4G second_node=4G
 accel=tcg,thread=multi cpus=4 console=ttyS0 khz=
 case $name in
 # A nanosecond for each instruction, and nothing that differs between two runs: no
@@ -36,6 +36,9 @@ bench*)	accel="tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed
 	khz=1000000
 	case $name in *-real) console=none ;; *) cpus=1 ;; esac ;;
 peers*)	initramfs=peers ;;
+# A guest's memory is one 1 GiB hugepage, for which the second node has room.
+guest*)	initramfs=guest memory=5G first_node=3G second_node=2G
+	append="$append nokaslr hugepagesz=1G hugepages=1" ;;
 *-cma)	append="$append hugetlb_cma=0:2G,1:2G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
 esac
@@ -92,7 +95,7 @@ x86)
 esac
 qemu="$machine -accel $accel -smp $cpus -m $memory
 	-object memory-backend-ram,id=m0,size=$first_node -numa node,memdev=m0,cpus=0-$((cpus - 1))
-	-object memory-backend-ram,id=m1,size=4G -numa node,memdev=m1
+	-object memory-backend-ram,id=m1,size=$second_node -numa node,memdev=m1
 	-display none -no-reboot -nic none
 	-kernel $dir/$image -initrd $O/$BASE$suffix/$initramfs.cpio"
 

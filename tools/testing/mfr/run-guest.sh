@@ -1,0 +1,115 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# make run GUEST=linux: a Linux guest under QEMU as it is, which loses the same pages on
+# a stock and on a patched host. What happens on both is shown as it happens, side by
+# side. (The guest's kernel is the stock one on both: it needs nothing new.)
+
+. "${0%/*}/lib.sh"
+need_x86 "make run is about machine checks, which QEMU has for x86 only"
+[ -z "$DEBUG" ] || die "DEBUG=1 makes a guest's life too slow"
+
+"$MFR/packages.sh" seabios
+"$MFR/tree.sh"
+"$MFR/kernel.sh" stock
+"$MFR/kernel.sh" patched
+"$MFR/initramfs.sh"
+
+grep -qx CONFIG_KVM_AMD=y "$(kernel_dir stock)/config" ||
+	die "BASE=$BASE: there is no KVM in these kernels"
+
+say "building the guest"
+dir=$O/$BASE$suffix
+root=$dir/guest-root
+log=$dir/guest.log
+rm -rf "$root"
+mkdir -p "$root/tests" "$root/guest" "$root/usr/share/seabios" "$root/usr/share/qemu"
+: >"$log"
+compile() {	# compile PROGRAM FILE
+	gcc -static -s -O2 -Wall -Wextra -isystem "$dir/obj/usr/include" \
+		-I "$TREE/tools/testing/selftests/mm" -o "$2" "$MFR/$1.c" >>"$log" 2>&1 ||
+		die "building $1 failed, see $log"
+}
+compile with-kept-memory "$root/tests/with-kept-memory"
+compile hit-memory "$root/tests/hit-memory"
+compile guest-init "$root/guest/init"
+(cd "$root/guest" && echo init | cpio -o -H newc --quiet >initramfs.cpio && rm init)
+cp "$MFR/guest" "$root/tests"
+cp "$(kernel_dir stock)/$image" "$root/guest/bzImage"
+# QEMU, what it is linked with, and what it runs in the guest before the kernel.
+qemu=/usr/bin/qemu-system-x86_64
+libraries=$(ldd $qemu | grep -o '/lib[^ ]*\|/usr/lib[^ ]*')
+# shellcheck disable=SC2086
+cp -L --parents $qemu $libraries "$root"
+cp /usr/share/seabios/bios-256k.bin "$root/usr/share/seabios"
+for rom in linuxboot_dma kvmvapic; do
+	cp -L "/usr/share/qemu/$rom.bin" "$root/usr/share/qemu"
+done
+(cd "$root" && find . | cpio -o -H newc --quiet) |
+	cat "$dir/initramfs.cpio" - >"$dir/guest.cpio"
+
+results() { echo "$O/runs/guest-kvm-$BASE-$1$suffix/results"; }
+run() {		# run COLUMN KERNEL: what happens goes to stdout, with the column
+	rm -rf "$O/runs/guest-kvm-$BASE-$2$suffix"
+	"$MFR/boot.sh" "$2" guest-kvm 280 guest &
+	tail -n +1 -s 0.3 --pid=$! -F "$(results "$2")" 2>/dev/null |
+		sed -u "s/\r$//; s/^/$1 /"
+	wait $!
+}
+
+# show: what both have to say, in two columns. (Not awk's, which may wait for more of it.)
+show() {
+	printf '\n%s%-38s | %s%s\n' "$bold" "on the stock kernel" "on the patched kernel" "$plain"
+	while read -r column at who text; do
+		case $at$who in [0-9]*host:|[0-9]*guest:) ;; *) continue ;; esac
+		who=$(printf '%3d %-6s' "$at" "$who")
+		echo "$text" | fold -s -w 27 | while IFS= read -r line; do
+			line=$(printf '%-10s %s' "$who" "$line") who=
+			[ "$column" = 1 ] && printf '%-38s |\n' "$line" ||
+				printf '%-38s | %s\n' '' "$line"
+		done
+	done
+}
+
+# Both at once, if there are the CPUs and the memory for that.
+at_once=$(awk -v cpus="$JOBS" '/^MemAvailable/ { print cpus > 1 && $2 > 10485760 }' /proc/meminfo)
+say "the guest boots, on both kernels"
+{
+	run 1 stock &
+	[ "$at_once" = 1 ] || wait
+	run 2 patched &
+	wait
+} | show
+
+say "done; what has run is in $O/runs/guest-kvm-*"
+awk -F = -v bold="$bold" -v red="$red" -v green="$green" -v plain="$plain" '
+	function row(what, a, b) {
+		printf "  %-25s %s%24s%s %s%24s%s\n", what, red, a, plain, green, b, plain
+	}
+	{ sub(/\r$/, "") }
+	FNR == 1 { k++ }
+	$1 == "error" { errors[k]++ }
+	$1 == "event" && / died / { killed[k]++ }
+	$1 == "event" && /anew/ { anew[k]++ }
+	$1 == "map" { map[++maps] = $2 }
+	$1 ~ /^(lost|survived|last)$/ { v[k, $1] = $2 }
+	function wrong(k) {
+		return match(v[k, "last"], /[0-9]+ were wrong/) ? \
+		       substr(v[k, "last"], RSTART) + 0 : "-"
+	}
+	END {
+		printf "\n%s  %-25s %24s %24s%s\n", bold, "a Linux guest of 1 GiB", \
+		       "stock host", "patched host", plain
+		row("memory errors", errors[1] + 0, errors[2] + 0)
+		row("lost with each", v[1, "lost"], v[2, "lost"])
+		row("workers killed", killed[1] ? killed[1] : "-", killed[2] + 0)
+		row("workers that recovered", anew[1] ? anew[1] : "-", anew[2] + 0)
+		row("numbers that were wrong", wrong(1), wrong(2))
+		row("the guest", v[1, "survived"] ? "survived" : "died", \
+		    v[2, "survived"] ? "survived" : "died")
+		for (i = 1; i <= maps; i++)
+			printf "  %-50s %24s\n", i == 1 ? \
+			       "lost, says fdinfo: offset and length" : "", map[i]
+		print ""
+		exit (v[1, "survived"] || !v[2, "survived"] || wrong(2) != 0)
+	}' "$(results stock)" "$(results patched)" ||
+	die "that is not how it should have ended"
