@@ -115,7 +115,7 @@ enum what {
 	FILL,		/* all memory with words that differ */
 	USE,		/* the page @first */
 	CHECK,		/* @nr pages from @first on, without those known as lost */
-	WORK,		/* without any memory, until the next machine check */
+	WORK,		/* without any memory, until the machine check after @first */
 };
 
 static struct {
@@ -229,9 +229,7 @@ static u64 guest_check(void)
 
 static void guest_work(void)
 {
-	u64 before = guest_nr_mce;
-
-	while (READ_ONCE(guest_nr_mce) == before)
+	while (READ_ONCE(guest_nr_mce) == order.first)
 		cpu_relax();
 }
 
@@ -794,7 +792,7 @@ static void *run_vcpu(void *arg)
 	u64 unused;
 
 	this_run = vmm->vcpu->run;
-	return (void *)let_guest(vmm, WORK, 0, 0, &unused);
+	return (void *)let_guest(vmm, WORK, number_of_machine_checks(vmm), 0, &unused);
 }
 
 TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
