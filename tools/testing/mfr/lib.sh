@@ -96,14 +96,25 @@ progress() {
 	END { if (tty && n >= 10) printf "\r%60s\r", "" }'
 }
 
+# keep_edits: don't throw away what somebody has edited in $TREE
+keep_edits() {
+	head=$SOURCE/.git/mfr-tree.head	# as tree.sh has made it
+	[ ! -d "$TREE" ] || [ ! -f "$head" ] || {
+		[ "$(git -C "$TREE" rev-parse HEAD)" = "$(cat "$head")" ] &&
+			git -C "$TREE" diff --quiet HEAD
+	} || die "$TREE has changes, and would be made anew;" \
+		 "'make refresh' saves them, 'rm -r $TREE' drops them"
+}
+
 need_space() {	# need_space DIR GIB
 	free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
 	[ "$free" -ge "$2" ] ||
 		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
 }
 
-# words WHAT RUN: what the failed test WHAT has printed in that machine
+# words WHAT RUN: what the failed test WHAT has printed in that machine, or to that log
 words() {
+	[ ! -f "$2" ] || tail -n 5 "$2" | sed 's/^/       /'
 	[ -f "$2/results" ] || return 0
 	awk -v what="$1" '
 		/^# +RUN / { n = 0; next }

@@ -49,7 +49,7 @@ done
 
 # The ways to take the series, on the files it touches.
 say "the series applies"
-scratch=$(mktemp -d)
+scratch=$(mktemp -d "$logs/scratch.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 touched=$(git -C "$TREE" diff --name-only --diff-filter=M base HEAD)
 fresh() {

@@ -14,7 +14,6 @@ if [ -f "$id" ] && [ "$(cat "$id.ksrc")" = "$KSRC" ]; then
 	exit 0
 fi
 mkdir -p "$cache" "$O/$BASE"
-need_space "$O" 8
 
 # The suite that has the package, where it is not one of the machine's own.
 case $BASE in
@@ -28,6 +27,7 @@ fetch() {
 		use_suite deb "$suite" "$cache" ||
 			die "no Debian mirror found in /etc/apt; use KSRC=DIR"
 	fi
+	need_space "$O" 8
 	say "fetching $pkg"
 	rm -f "$cache/${pkg}_"*.deb
 	(cd "$cache" && apt-get $apt_options download "$pkg") >>"$cache/apt.log" 2>&1 ||
@@ -35,9 +35,12 @@ fetch() {
 	deb=$(ls "$cache/${pkg}_"*.deb)
 }
 
+[ -z "$KSRC" ] || [ -f "$KSRC/Kbuild" ] || die "KSRC=$KSRC is not a kernel tree"
+keep_edits
 rm -rf "$SOURCE" "$TREE"
 if [ -n "$KSRC" ]; then
-	[ -f "$KSRC/Kbuild" ] || die "KSRC=$KSRC is not a kernel tree"
+	# Itself, git's objects, and the patched tree.
+	need_space "$O" $(($(du -sk --exclude=.git "$KSRC" | cut -f 1) * 3 / 1048576 + 1))
 	say "copying $KSRC"
 	mkdir -p "$SOURCE"
 	if [ -e "$KSRC/.git" ]; then

@@ -23,13 +23,7 @@ new_files() { sed -n 's/^New-file: //p' "$1"; }
 stamp=$SOURCE/.git/mfr-tree
 if [ -d "$TREE" ] && [ -f "$stamp" ]; then
 	[ "$(cat "$stamp")" != "$(inputs)" ] || exit 0
-	# Don't throw away what somebody has edited.
-	[ "$(git -C "$TREE" rev-parse HEAD)" = "$(cat "$stamp.head")" ] &&
-	git -C "$TREE" diff --quiet HEAD || {
-		[ -n "${KEEP_EDITS:-}" ] && exit 0
-		die "$TREE has changes and patches/ has others;" \
-		    "'make refresh' saves the former, 'rm -r $TREE' drops them"
-	}
+	keep_edits
 fi
 
 [ -d "$TREE" ] || {

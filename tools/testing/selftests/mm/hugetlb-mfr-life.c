@@ -610,7 +610,7 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile,
  */
 
 #define SLOW_DISK		"/sys/kernel/config/nullb/hugetlb-mfr"
-#define SLOW_DISK_NS		"4000000000"
+#define SLOW_DISK_NS		"2500000000"
 
 static void remove_slow_disk(void)
 {
