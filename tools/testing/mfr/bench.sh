@@ -61,7 +61,7 @@ awk -v OFS='\t' '
 echo "$what" >made-from
 
 {
-	awk -f "$MFR/bench.awk" figures
+	awk -f "$MFR/bench.awk" figures | fold -s -w 104
 	[ ! -f figures.before ] ||
 		echo "$(diff figures.before figures | grep -c '^>') of" \
 		     "$(wc -l <figures) figures differ from the last run's"
