@@ -29,6 +29,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
+#include <lib/test_hmm_uapi.h>
 
 /* IORING_OP_WRITEV_FIXED, which the headers of 6.12 don't have */
 #define OP_WRITEV_FIXED		61
@@ -1093,6 +1094,53 @@ TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
 	unmap_file(s);
 	close(s->fd);
 	expect_released(_metadata, s);
+}
+
+/* Let a device that mirrors this process's page tables look at @npages from @addr. */
+static int mirror(int fd, unsigned long request, const char *addr, void *buf,
+		  unsigned long npages)
+{
+	struct hmm_dmirror_cmd cmd = {
+		.addr = (uintptr_t)addr,
+		.ptr = (uintptr_t)buf,
+		.npages = npages,
+	};
+
+	return ioctl(fd, request, &cmd) ? -errno : 0;
+}
+
+TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2, ps = psize(), i;
+	unsigned char prot[4];
+	char *buf = malloc(2 * ps);
+	int fd;
+
+	ASSERT_NE(NULL, buf);
+	fd = open("/dev/hmm_dmirror0", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	lose(_metadata, s, nr);
+
+	/* Asked for what is there, and for data. */
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, nr - 2), prot, 4));
+	for (i = 0; i < 4; i++) {
+		if (i == 2)
+			EXPECT_EQ(HMM_DMIRROR_PROT_ERROR, prot[i]);
+		else
+			EXPECT_EQ(HMM_DMIRROR_PROT_WRITE, prot[i] & HMM_DMIRROR_PROT_WRITE);
+	}
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 1));
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 1), buf, 2));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 2), buf, 2));
+	EXPECT_TRUE(page_is_intact(buf, nr - 2));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr + 1), buf, 2));
+	EXPECT_TRUE(page_is_intact(buf, nr + 1));
+	EXPECT_TRUE(page_is_intact(buf + ps, nr + 2));
+	close(fd);
+	free(buf);
 }
 
 #define CORE_SIZE	(8UL << 20)
