@@ -1126,10 +1126,12 @@ TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
 	/* Asked for what is there, and for data. */
 	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, nr - 2), prot, 4));
 	for (i = 0; i < 4; i++) {
-		if (i == 2)
+		if (i == 2) {
 			EXPECT_EQ(HMM_DMIRROR_PROT_ERROR, prot[i]);
-		else
+		} else {
 			EXPECT_EQ(HMM_DMIRROR_PROT_WRITE, prot[i] & HMM_DMIRROR_PROT_WRITE);
+			EXPECT_NE(HMM_DMIRROR_PROT_ERROR, prot[i]);
+		}
 	}
 	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 1));
 	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 1), buf, 2));
