@@ -2338,7 +2338,8 @@ static void touch_pool(uint64_t random)
 	write_long(pool_path(SZ_2M, "nr_overcommit_hugepages"), random % 16);
 	write_long(pool_path(SZ_2M, "nr_hugepages"), POOL_2M - 64 + (random >> 8) % 80);
 	/* To grow, the kernel may move smaller hugepages, and the book wouldn't know. */
-	if (book->giant && !(random >> 32 & 15))
+	if (book->giant && !(random >> 32 & 15) &&
+	    pool_get(SZ_1G, "nr_hugepages") == POOL_1G)
 		write_long(pool_path(SZ_1G, "nr_hugepages"), POOL_1G - 1);
 }
 
