@@ -71,7 +71,7 @@ show() {
 }
 
 # Both at once, if there are the CPUs and the memory for that.
-at_once=$(awk -v cpus="$JOBS" '/^MemAvailable/ { print cpus > 1 && $2 > 10485760 }' /proc/meminfo)
+at_once=$(awk -v cpus="$JOBS" '/^MemAvailable/ { print (cpus > 1 && $2 > 10485760) }' /proc/meminfo)
 say "the guest boots, on both kernels"
 {
 	run 1 stock &
