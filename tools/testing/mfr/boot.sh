@@ -119,15 +119,20 @@ timeout --foreground -k 10 "$limit" $qemu \
 	-serial "file:$run/console.log" $results \
 	>"$run/qemu.log" 2>&1 </dev/null || status=$?
 
+# Its first complaint says more than its last line.
+complaint='BUG:|WARNING:|Oops|INFO: (task|rcu)|Kernel panic'
 fail() {
-	tail -n 25 "$run/console.log" | sed 's/^/    /' >&2
+	{
+		grep -aE -A 40 -m 1 "$complaint" "$run/console.log" ||
+			tail -n 25 "$run/console.log"
+	} | sed 's/^/    /' >&2
 	echo "mfr: $which kernel: $1; see $run" >&2
 	exit 1
 }
 [ $status != 124 ] || fail "hung: no end after $limit s"
 [ $status = 0 ] || fail "QEMU failed: $(tail -n 1 "$run/qemu.log")"
 grep -qx 'verdict complete' "$run/results" ||
-	fail "the machine died: $(grep -aE 'Kernel panic|BUG:|WARNING:' "$run/console.log" | head -n 1)"
+	fail "the machine died: $(grep -aE -m 1 "$complaint" "$run/console.log")"
 # 16: a machine check happened, which some tests want; 4: because of setcpuid.
 taint=$(sed -n 's/^tainted //p' "$run/results")
 [ $((taint & ~20)) = 0 ] || fail "the kernel got tainted ($taint)"

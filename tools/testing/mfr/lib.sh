@@ -112,10 +112,17 @@ need_space() {	# need_space DIR GIB
 		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
 }
 
-# words WHAT RUN: what the failed test WHAT has printed in that machine, or to that log
+# words WHAT RUN: what the failed test WHAT has printed in that machine, or to that log;
+# of a machine that died, its last words
 words() {
 	[ ! -f "$2" ] || tail -n 5 "$2" | sed 's/^/       /'
 	[ -f "$2/results" ] || return 0
+	case $1 in
+	*"did not get to its end")
+		tail -n 3 "$2/results" | sed 's/^/       /'
+		sed 's/^/       /' "$2/boot.err"
+		return ;;
+	esac
 	awk -v what="$1" '
 		/^# +RUN / { n = 0; next }
 		/^# / { said[n++ % 10] = $0; next }
