@@ -1866,10 +1866,30 @@ FIXTURE(large_block)
 	struct subject s;
 	struct nodes n;
 	long block[2];
+	long hvo;
+};
+
+FIXTURE_VARIANT(large_block)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(large_block, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(large_block, not_optimized)
+{
 };
 
 FIXTURE_SETUP(large_block)
 {
+	self->hvo = -1;
+	if (read_long(HVO, &self->hvo))
+		write_long(HVO, variant->hvo);
+	else if (variant->hvo)
+		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
 	setup_block(_metadata, &self->s, &self->n, self->block, SZ_1G, &by_madvise);
 	if (self->block[0] >= 0 && self->block[0] == self->block[1])
 		SKIP(return, "memory blocks are as large as hugepages");
@@ -1878,6 +1898,23 @@ FIXTURE_SETUP(large_block)
 FIXTURE_TEARDOWN_PARENT(large_block)
 {
 	teardown_block(_metadata, &self->s, &self->n, self->block);
+	if (self->hvo >= 0)
+		write_long(HVO, self->hvo);
+}
+
+/* A worker frees it, which takes longer if it has to restore struct pages first. */
+TEST_F_TIMEOUT(large_block, goes_offline_while_the_hugepage_is_being_freed, 2 * SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, 0);
+	lose(_metadata, s, 7);
+	let_go(_metadata, s);
+	EXPECT_EQ(0, change_block(self->block[1], "offline"));
+	EXPECT_FALSE(block_is_online(self->block[1]));
+	EXPECT_EQ(0, change_block(self->block[1], "online"));
+	EXPECT_TRUE(block_is_online(self->block[1]));
+	expect_released(_metadata, s);
 }
 
 TEST_F_TIMEOUT(large_block, without_lost_pages_goes_offline_as_ever, 2 * SLOW)

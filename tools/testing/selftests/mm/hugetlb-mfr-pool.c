@@ -42,7 +42,6 @@
 
 #define FAILSLAB	"/sys/kernel/debug/failslab/"
 #define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
-#define HVO		"/proc/sys/vm/hugetlb_optimize_vmemmap"
 #define NODES		"/sys/devices/system/node/node"
 
 /* In a mount namespace of their own, where nobody else misses what is there. */

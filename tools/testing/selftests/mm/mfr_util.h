@@ -79,6 +79,7 @@
 #define MF_RECOVERY		"/proc/sys/vm/memory_failure_recovery"
 #define SOFT_OFFLINE		"/proc/sys/vm/enable_soft_offline"
 #define SOFT_OFFLINE_PAGE	"/sys/devices/system/memory/soft_offline_page"
+#define HVO			"/proc/sys/vm/hugetlb_optimize_vmemmap"
 #define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
 #define CORE_PATTERN		"/proc/sys/kernel/core_pattern"
 #define TRACING			"/sys/kernel/tracing/instances/hugetlb-mfr"
