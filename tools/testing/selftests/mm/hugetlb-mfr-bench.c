@@ -790,8 +790,8 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long gib, mapped = 0, pos;
-	int i, same;
 	char *map;
+	int i;
 
 	note_lost(_metadata, s, 1);
 	consume_page(_metadata, s, 1);
@@ -806,20 +806,12 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 		for (pos = 0; pos < (gib - mapped) << 30; pos += SZ_2M)
 			read_byte(map + pos);
 		mapped = gib;
-		/*
-		 * Whatever other CPUs do at the same time may count, too: it takes
-		 * what it took several times, and never less.
-		 */
-		for (i = 0, same = 0; i < 200 && same < 5; i++) {
+		/* Whatever other CPUs do at the same time counts as well, often. */
+		for (i = 0; i < 100; i++) {
 			unsigned long t = consume_page(_metadata, s, 1);
 
-			if (t < took - took / 100) {
-				took = t;
-				same = 0;
-			}
-			same += t <= took + took / 100;
+			took = t < took ? t : took;
 		}
-		EXPECT_EQ(5, same);
 		print_figure("repeat", gib, took);
 	}
 }
