@@ -767,7 +767,8 @@ static inline long settle_ledger(void)
 {
 	unsigned int i, tries;
 
-	for (tries = 0; ledger->nr_poison && !ledger->for_ever && tries < 250; tries++) {
+	/* A kernel that finds mistakes takes its time to free 1 GiB. */
+	for (tries = 0; ledger->nr_poison && !ledger->for_ever && tries < 3000; tries++) {
 		if (tries)
 			usleep(20000);
 		for (i = 0; i < ledger->nr_poison; i++)
