@@ -84,6 +84,8 @@ END {
 		"set.")
 	path("hugetlb_fault_new", 1, "fault of a new hugepage, 2 MiB", 1.001)
 	path("hugetlb_fault_again", 1, "fault of one that the file has", 1.001)
+	because("a fault of what the file has: it does nothing more without lost pages, " \
+		"but gcc may load early what only they need.")
 	path("truncate", 1, "truncate 1 hugepage, 2 MiB", 1.001)
 	path("truncate", 4, "truncate 4", 1.001)
 	path("truncate", 16, "truncate 16", 1.001)
@@ -108,6 +110,9 @@ END {
 	path("gup_small", 256, "get_user_pages(), 256 small pages", 1.001)
 	path("gup_fast_hugetlb", 256, "get_user_pages_fast(), 256 of a hugepage", 1.001)
 	path("gup_hugetlb", 256, "get_user_pages(), 256 of a hugepage", 1.001)
+	because("get_user_pages(): one flag of a hugepage is tested where it is found and " \
+		"where more of its pages are taken. For small pages nothing is done, but " \
+		"gcc may keep the loop in other registers.")
 	path("read", 8, "read 8 bytes of a hugepage", 1.001)
 	path("read", 4096, "read 4 KiB of a hugepage", 1.001)
 	path("read", 1048576, "read 1 MiB of a hugepage", 1.001)
