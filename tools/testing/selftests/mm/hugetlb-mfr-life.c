@@ -1907,6 +1907,11 @@ TEST_F_TIMEOUT(large_block, goes_offline_while_the_hugepage_is_being_freed, 2 * 
 {
 	struct subject *s = &self->s;
 
+	/* If no other is free it must not be taken for one that is reserved. */
+	write_long(node_pool_path(self->n.from, s->size, "nr_hugepages"), 0);
+	s->before = pool_read(s->size);
+	ASSERT_EQ(0, s->before.free++);
+
 	lose(_metadata, s, 0);
 	lose(_metadata, s, 7);
 	let_go(_metadata, s);
