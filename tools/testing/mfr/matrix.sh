@@ -132,11 +132,23 @@ fi
 if wanted coccicheck; then
 	: >"$logs/coccicheck-stock"
 	: >"$logs/coccicheck-patched"
+	# Line numbers differ between the two trees: a complaint is one about a function.
+	in_function='/^[^ :]*\.[ch]:[0-9]+:/ {
+		name = "?"
+		for (n = 1; n <= $2 && (getline line <$1) > 0; n++)
+			if (line ~ /^[a-zA-Z_].*\(/ && match(line, /[a-zA-Z0-9_]+\(/))
+				name = substr(line, RSTART, RLENGTH) ")"
+		close($1)
+		file = $1
+		sub(/^[^ ]* */, "")
+		gsub(/ on line [0-9]+/, "")
+		print file ": warning: " name ": " $0
+	}'
 	cocci() {	# each check names the options it wants, as for scripts/coccicheck
 		(cd "$BOTH" && timeout 600 spatch -D report --no-show-diff --very-quiet \
 			$(sed -n 's,^/// *Options: *,,p; s,^// *Options: *,,p' "$1") \
 			--cocci-file "$1" $(there "$files")) >"$logs/cocci" 2>&1 || return 1
-		sed -n 's/^\([^ :]*\.[ch]\):[0-9:-]* */\1: warning: /p' "$logs/cocci"
+		(cd "$BOTH" && awk -F : "$in_function" "$logs/cocci") | sort -u
 	}
 	switch_to patched
 	speaking=
