@@ -128,11 +128,12 @@ static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
  */
 unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 {
+	const unsigned long nr = folio_nr_pages(folio);
 	unsigned long next;
 	unsigned int seq;
 
 	if (!folio_test_hwpoison(folio))
-		return folio_nr_pages(folio);
+		return nr;
 	if (folio_test_hugetlb_raw_hwp_unreliable(folio))
 		return idx;
 
@@ -142,7 +143,7 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 		next = raw_hwp_find(raw_hwp_root(folio), idx);
 	} while (read_seqcount_retry(&hwp_seq, seq));
 
-	return min(next, folio_nr_pages(folio));
+	return min(next, nr);
 }
 
 /**

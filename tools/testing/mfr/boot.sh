@@ -39,7 +39,8 @@ peers*)	initramfs=peers ;;
 # A guest's memory is one 1 GiB hugepage, for which the second node has room.
 guest*)	initramfs=guest memory=5G first_node=3G second_node=2G
 	append="$append nokaslr hugepagesz=1G hugepages=1" ;;
-*-cma)	append="$append hugetlb_cma=0:2G,1:2G" ;;
+# (From CMA that is half of a node others would take what they don't give back.)
+*-cma)	append="$append hugetlb_cma=0:1G,1:1G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
 esac
 # Memory that goes online was never allocated, nor were hugepages made at boot, which

@@ -1087,13 +1087,18 @@ static long node_pool_get(int node, unsigned long size, const char *name)
 	return read_long(node_pool_path(node, size, name), &val) ? val : -1;
 }
 
+static bool node_pool_set(int node, unsigned long size, const char *name, long val)
+{
+	return write_long(node_pool_path(node, size, name), val);
+}
+
 static bool node_pool_grow(int node, unsigned long size, long nr)
 {
 	long missing = nr - node_pool_get(node, size, "free_hugepages");
 
 	if (missing > 0)
-		write_long(node_pool_path(node, size, "nr_hugepages"),
-			   node_pool_get(node, size, "nr_hugepages") + missing);
+		node_pool_set(node, size, "nr_hugepages",
+			      node_pool_get(node, size, "nr_hugepages") + missing);
 	return node_pool_get(node, size, "free_hugepages") >= nr;
 }
 
@@ -1124,8 +1129,8 @@ static void restore_nodes(struct nodes *n, unsigned long size)
 {
 	if (n->from == n->to)
 		return;
-	write_long(node_pool_path(n->from, size, "nr_hugepages"), n->nr[0]);
-	write_long(node_pool_path(n->to, size, "nr_hugepages"), n->nr[1]);
+	node_pool_set(n->from, size, "nr_hugepages", n->nr[0]);
+	node_pool_set(n->to, size, "nr_hugepages", n->nr[1]);
 	if (n->soft_offline >= 0)
 		write_long(SOFT_OFFLINE, n->soft_offline);
 }
@@ -1210,7 +1215,7 @@ static char *map_in_range(struct __test_metadata *_metadata, struct subject *s, 
 	if (i)
 		ASSERT_EQ(0, fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				       0, i * s->size));
-	write_long(node_pool_path(node, s->size, "nr_hugepages"), nr_before + 1);
+	node_pool_set(node, s->size, "nr_hugepages", nr_before + 1);
 	return map;
 }
 
@@ -1908,7 +1913,7 @@ TEST_F_TIMEOUT(large_block, goes_offline_while_the_hugepage_is_being_freed, 2 * 
 	struct subject *s = &self->s;
 
 	/* If no other is free it must not be taken for one that is reserved. */
-	write_long(node_pool_path(self->n.from, s->size, "nr_hugepages"), 0);
+	node_pool_set(self->n.from, s->size, "nr_hugepages", 0);
 	s->before = pool_read(s->size);
 	ASSERT_EQ(0, s->before.free++);
 
@@ -2054,7 +2059,7 @@ static unsigned long movable_range(struct nodes *n)
 	for (pfn = step; read_kpageflags(pfn, 1, &flags); pfn += step)
 		if (flags & KPF_HUGE)
 			found = pfn;
-	write_long(node_pool_path(n->to, SZ_1G, "nr_hugepages"), nr);
+	node_pool_set(n->to, SZ_1G, "nr_hugepages", nr);
 	return found;
 }
 
@@ -2171,7 +2176,7 @@ TEST_F_TIMEOUT(demoted, are_only_those_that_are_free, SLOW)
 	small = pool_get(SZ_2M, "nr_hugepages");
 	lose_spots(_metadata, s);
 
-	write_long(pool_path(s->size, "demote"), s->before.free - s->before.resv);
+	pool_set(s->size, "demote", s->before.free - s->before.resv);
 	EXPECT_EQ(small + (s->before.free - s->before.resv - 1) * (SZ_1G / SZ_2M),
 		  pool_get(SZ_2M, "nr_hugepages"));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));

@@ -394,8 +394,8 @@ static void leave_available(struct __test_metadata *_metadata, struct subject *s
 {
 	struct pool pool = pool_read(s->size);
 
-	write_long(pool_path(s->size, "nr_hugepages"),
-		   pool.nr - pool.surplus - (pool.free - pool.resv) + nr);
+	pool_set(s->size, "nr_hugepages",
+		 pool.nr - pool.surplus - (pool.free - pool.resv) + nr);
 	s->before = pool_read(s->size);
 	ASSERT_EQ(nr, s->before.free - s->before.resv);
 }
@@ -667,8 +667,8 @@ TEST_F_TIMEOUT(counted, the_end_makes_room_for_another_surplus_hugepage, SLOW)
 	char *other;
 
 	leave_available(_metadata, s, 0);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
-			       s->before.surplus + 1));
+	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
+			     s->before.surplus + 1));
 	open_one(_metadata, s);
 	lose(_metadata, s, s->nr_raw / 2);
 	expect_change(_metadata, s, 1, 0, 0, 1);
@@ -707,11 +707,11 @@ TEST_F_TIMEOUT(counted, the_pool_grows_and_shrinks_beside_lost_pages, SLOW)
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
 	take_whole_pool(_metadata, s);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 5));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 5));
 	expect_change(_metadata, s, 3, 1, 0, 0);
 	lose(_metadata, s, 4);
 
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 3));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 3));
 	expect_change(_metadata, s, 1, -1, 0, 0);
 	lose(_metadata, s, nr + 4);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
@@ -720,13 +720,13 @@ TEST_F_TIMEOUT(counted, the_pool_grows_and_shrinks_beside_lost_pages, SLOW)
 
 	ASSERT_EQ(0, punch(s, 0, s->size));
 	expect_change(_metadata, s, 0, -1, 0, 0);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 4));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 4));
 	expect_change(_metadata, s, 2, 1, 0, 0);
 	let_go(_metadata, s);
 	expect_change(_metadata, s, 1, 1, 0, 0);
 	expect_all_come_back(_metadata, s, 0);
 	expect_all_come_back(_metadata, s, 1);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, -2, -2, 0, 0);
 }
 
@@ -737,7 +737,7 @@ TEST_F_TIMEOUT(counted, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, S
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
 	take_whole_pool(_metadata, s);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	/* In use, and too many by now. */
 	expect_change(_metadata, s, 0, -2, 0, 2);
 	EXPECT_EQ(0, nr_meant(s));
@@ -764,10 +764,10 @@ TEST_F_TIMEOUT(counted, a_pool_grown_again_counts_its_hugepages_as_before, SLOW)
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
 	take_whole_pool(_metadata, s);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 1));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 1));
 	expect_change(_metadata, s, 0, -2, 0, 1);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 3));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 3));
 	expect_change(_metadata, s, 1, -1, 0, 0);
 	EXPECT_EQ(3, nr_meant(s));
 
@@ -958,8 +958,8 @@ TEST_F_TIMEOUT(nodes, where_its_node_has_a_surplus_hugepage_it_goes_as_that, SLO
 	/* One of the pool and one more, both from the same node. */
 	ASSERT_TRUE(node_set(self->near, s->size, self->near_before.nr - 1));
 	expect_near(-1, -1, 0);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
-			       s->before.surplus + 1));
+	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
+			     s->before.surplus + 1));
 	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
 	expect_far(1, -1, 1);
 	expect_near(-1, -1, 0);
@@ -1565,7 +1565,7 @@ TEST_F_TIMEOUT(demoted_free, not_before_it_is_unpoisoned, SLOW)
 	EXPECT_TRUE(write_text(pool_path(SZ_1G, "demote"), "1"));
 	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
 	expect_change(_metadata, s, -1, -1, 0, 0);
-	write_long(pool_path(SZ_2M, "nr_hugepages"), self->small.nr);
+	pool_set(SZ_2M, "nr_hugepages", self->small.nr);
 	expect_small(_metadata, &self->small, 0);
 }
 
@@ -1720,7 +1720,7 @@ TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages,
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
 	lose_spots(_metadata, s);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, 0, -2, 0, 2);
 	let_go(_metadata, s);
 	expect_memmap(_metadata, self, 2);
@@ -1780,7 +1780,7 @@ static void grow_optimized(struct __test_metadata *_metadata, unsigned long size
 
 	if (!write_text(HVO, "1"))
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
-	ASSERT_TRUE(write_long(pool_path(size, "nr_hugepages"), nr + more));
+	ASSERT_TRUE(pool_set(size, "nr_hugepages", nr + more));
 	if (memmap - nr_memmap() < more)
 		SKIP(return, "the hugepages are not optimized");
 }
@@ -2080,7 +2080,7 @@ TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW
 	struct subject *s = &self->s;
 
 	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
-	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - 1);
+	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_corrupted(_metadata, s);
 	expect_all_come_back(_metadata, s, 0);
@@ -2111,7 +2111,7 @@ TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_u
 	ASSERT_TRUE(has_failed());
 	expect_corrupted(_metadata, s);
 
-	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - 1);
+	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_change(_metadata, s, -1, -1, 0, 0);
@@ -2314,7 +2314,7 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
 	expect_corrupted(_metadata, s);
 	/* Who sets the size of a pool waits for the worker that frees them. */
-	write_long(pool_path(SZ_1G, "nr_hugepages"), pool_read(SZ_1G).nr);
+	pool_set(SZ_1G, "nr_hugepages", pool_read(SZ_1G).nr);
 	cma_kb = meminfo_get("CmaFree") - cma_kb;
 	if (variant->origin == CMA) {
 		EXPECT_LT(healthy_kb - CMA_NOISE_KB, cma_kb);
@@ -2332,8 +2332,8 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	 * pool takes hugepages from other nodes, too, so ask for all that there may be.
 	 */
 	if (variant->origin == CMA) {
-		write_long(pool_path(SZ_1G, "nr_hugepages"),
-			   meminfo_get("MemTotal") / (SZ_1G >> 10));
+		pool_set(SZ_1G, "nr_hugepages",
+			 meminfo_get("MemTotal") / (SZ_1G >> 10));
 		EXPECT_GT(CMA_NOISE_KB, meminfo_get("CmaFree"));
 		leave_available(_metadata, s, 1);
 	}
@@ -2458,7 +2458,7 @@ TEST_F_TIMEOUT(starved, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
 
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	s->before = pool_read(s->size);
 	ASSERT_EQ(1, s->before.surplus);
 	lose_unrecorded(_metadata, s, 8);
@@ -2893,7 +2893,7 @@ TEST_F_TIMEOUT(restored, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
 
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, 0, -1, 0, 1);
 	lose_spots(_metadata, s);
 	ASSERT_TRUE(starve_workers(0));
@@ -2946,7 +2946,7 @@ TEST_F_TIMEOUT(restored, a_healthy_hugepage_of_the_file_goes_back_to_the_pool, S
 
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	ASSERT_TRUE(starve_workers(0));
 	let_go(_metadata, s);
 	for (tries = 0; tries < 250 && pool_get(s->size, "nr_hugepages") != 1; tries++)
@@ -2956,9 +2956,9 @@ TEST_F_TIMEOUT(restored, a_healthy_hugepage_of_the_file_goes_back_to_the_pool, S
 	EXPECT_EQ(0, nr_said("stays out of use"));
 
 	/* And goes for good when there is memory. */
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 1));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 1));
 	expect_change(_metadata, s, 0, 0, 0, 0);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_hugepages"), 0));
+	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	EXPECT_EQ(self->memmap, nr_memmap());
 }
@@ -3020,10 +3020,9 @@ static void shrink_in_vain(struct __test_metadata *_metadata, struct subject *s)
 /* There is by now. */
 static void shrink_again(struct __test_metadata *_metadata, struct subject *s)
 {
-	write_long(pool_path(s->size, "nr_hugepages"), s->before.nr - s->before.surplus);
+	pool_set(s->size, "nr_hugepages", s->before.nr - s->before.surplus);
 	expect_change(_metadata, s, 0, 0, 0, 0);
-	write_long(pool_path(s->size, "nr_hugepages"),
-		   s->before.nr - s->before.surplus - 1);
+	pool_set(s->size, "nr_hugepages", s->before.nr - s->before.surplus - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 

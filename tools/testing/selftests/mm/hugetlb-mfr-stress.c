@@ -2171,8 +2171,8 @@ static void wait_for_rest(void)
 	for (tries = 0; tries < 500; tries++) {
 		if (pool_is_at_rest(SZ_2M) && (!book->giant || pool_is_at_rest(SZ_1G))) {
 			/* Who sets the size of a pool waits for the worker that frees. */
-			write_long(pool_path(SZ_2M, "nr_hugepages"),
-				   pool_get(SZ_2M, "nr_hugepages"));
+			pool_set(SZ_2M, "nr_hugepages",
+				 pool_get(SZ_2M, "nr_hugepages"));
 			return;
 		}
 		for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
@@ -2335,12 +2335,12 @@ static void end_round(struct pool *before, bool killed, bool last)
 /* In a round that isn't still. */
 static void touch_pool(uint64_t random)
 {
-	write_long(pool_path(SZ_2M, "nr_overcommit_hugepages"), random % 16);
-	write_long(pool_path(SZ_2M, "nr_hugepages"), POOL_2M - 64 + (random >> 8) % 80);
+	pool_set(SZ_2M, "nr_overcommit_hugepages", random % 16);
+	pool_set(SZ_2M, "nr_hugepages", POOL_2M - 64 + (random >> 8) % 80);
 	/* To grow, the kernel may move smaller hugepages, and the book wouldn't know. */
 	if (book->giant && !(random >> 32 & 15) &&
 	    pool_get(SZ_1G, "nr_hugepages") == POOL_1G)
-		write_long(pool_path(SZ_1G, "nr_hugepages"), POOL_1G - 1);
+		pool_set(SZ_1G, "nr_hugepages", POOL_1G - 1);
 }
 
 static bool round_is_over(uint64_t start)
@@ -2373,7 +2373,7 @@ static bool run_round(void)
 	bool last;
 	pid_t pid;
 
-	write_long(pool_path(SZ_2M, "nr_overcommit_hugepages"), 0);
+	pool_set(SZ_2M, "nr_overcommit_hugepages", 0);
 	if (!pool_grow(SZ_2M, POOL_2M))
 		fail(NULL, "can't fill the pool again");
 	if (book->giant)

@@ -1548,8 +1548,8 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 
 	/* Then as hugepages: that takes the large blocks, and clears nothing. */
 	nr = pool_get(SZ_2M, "nr_hugepages");
-	write_long(pool_path(SZ_2M, "nr_hugepages"),
-		   nr + (mem_free_kb() - keep_kb) / (long)(SZ_2M >> 10));
+	pool_set(SZ_2M, "nr_hugepages",
+		 nr + (mem_free_kb() - keep_kb) / (long)(SZ_2M >> 10));
 	ASSERT_LT(nr, pool_get(SZ_2M, "nr_hugepages"));
 	expect_out_of_use(_metadata, s, 0);
 	for (i = 0; i < s->nr_raw; i++)
@@ -1559,7 +1559,7 @@ TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
 	EXPECT_LT(s->nr_raw / 2 - s->nr_lost, nr_ours);
 
 	munmap(map, len);
-	write_long(pool_path(SZ_2M, "nr_hugepages"), nr);
+	pool_set(SZ_2M, "nr_hugepages", nr);
 	expect_released(_metadata, s);
 }
 
@@ -2364,12 +2364,12 @@ TEST_F(accounted, a_surplus_hugepage_leaves_the_pool_as_it_was)
 	struct pool pool;
 
 	/* Leave no hugepage to be had, but allow for one more. */
-	write_long(pool_path(s->size, "nr_hugepages"),
-		   s->before.nr - (s->before.free - s->before.resv));
+	pool_set(s->size, "nr_hugepages",
+		 s->before.nr - (s->before.free - s->before.resv));
 	s->before = pool_read(s->size);
 	ASSERT_EQ(s->before.resv, s->before.free);
-	ASSERT_TRUE(write_long(pool_path(s->size, "nr_overcommit_hugepages"),
-			       s->before.surplus + 1));
+	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
+			     s->before.surplus + 1));
 
 	s->nr_huge = 1;
 	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);

@@ -452,6 +452,12 @@ static inline long pool_get(unsigned long size, const char *name)
 	return read_long(pool_path(size, name), &val) ? val : -1;
 }
 
+/* Whoever computes @val may use pool_path() for that. */
+static inline bool pool_set(unsigned long size, const char *name, long val)
+{
+	return write_long(pool_path(size, name), val);
+}
+
 static inline struct pool pool_read(unsigned long size)
 {
 	return (struct pool) {
@@ -486,7 +492,7 @@ static inline bool pool_grow(unsigned long size, long nr)
 	if (missing <= 0)
 		return true;
 
-	write_long(pool_path(size, "nr_hugepages"), pool.nr + missing);
+	pool_set(size, "nr_hugepages", pool.nr + missing);
 	pool = pool_read(size);
 	return pool.free - pool.resv >= nr;
 }
@@ -613,13 +619,13 @@ static inline void restore_settings(void)
 /* What hugepages are to become: the next smaller size, unless told otherwise. */
 static inline bool demote_to(unsigned long size, unsigned long smaller)
 {
-	return write_long(pool_path(size, "demote_size"), smaller);
+	return pool_set(size, "demote_size", smaller);
 }
 
 static inline void restore_pool(unsigned long size, const char *name, long val)
 {
 	if (pool_get(size, name) != val)
-		write_long(pool_path(size, name), val);
+		pool_set(size, name, val);
 }
 
 static inline void restore_pools(void)
