@@ -46,3 +46,14 @@ use_suite() {
 	apt-get $apt_options update >"$3/apt.log" 2>&1 ||
 		die "apt can't read suite $2, see $3/apt.log"
 }
+
+# fetch_source PACKAGE SUITE DIR: its upstream source, to DIR/PACKAGE_*.orig.tar.*. (A
+# mirror may lack the .dsc, which is not needed: the suite's index has the checksums,
+# and is signed.)
+fetch_source() {
+	! ls "$3/$1_"*.orig.tar.* >/dev/null 2>&1 || return 0
+	say "fetching $1"
+	use_suite deb-src "$2" "$3" || die "no Debian mirror found in /etc/apt"
+	(cd "$3" && apt-get $apt_options source --download-only --tar-only "$1") \
+		>>"$3/apt.log" 2>&1 || die "apt has no source of $1, see $3/apt.log"
+}

@@ -32,17 +32,9 @@ mkdir -p "$build/mm" "$build/memfd" "$O/runs"
 log=$build/build.log
 : >"$log"
 
-# libhugetlbfs, without Debian's packaging. (Of its source package a mirror may lack the
-# .dsc, which is not needed: the suite's index has the checksums, and is signed.)
-suite=trixie
-cache=$O/cache/$suite
-if ! ls "$cache/libhugetlbfs_"*.orig.tar.gz >/dev/null 2>&1; then
-	say "fetching libhugetlbfs"
-	use_suite deb-src $suite "$cache" || die "no Debian mirror found in /etc/apt"
-	(cd "$cache" && apt-get $apt_options source --download-only --tar-only libhugetlbfs) \
-		>>"$cache/apt.log" 2>&1 ||
-		die "apt has no source of libhugetlbfs, see $cache/apt.log"
-fi
+# libhugetlbfs, without Debian's packaging
+cache=$O/cache/trixie
+fetch_source libhugetlbfs trixie "$cache"
 tar=$(ls "$cache/libhugetlbfs_"*.orig.tar.gz)
 version=${tar##*_} version=${version%.orig.tar.gz}
 what="libhugetlbfs $version sha256 $(sha256sum "$tar" | cut -d ' ' -f 1)"

@@ -7,7 +7,7 @@
 . "$MFR/apt.sh"
 
 wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
-	cpio gzip rsync sparse perl python3-ply python3-git libc6-dev procps $*"
+	cpio gzip rsync perl python3-ply python3-git libc6-dev procps $*"
 # What is part of the initramfs, or of programs there.
 inside="busybox-static bash-static libcap-dev libnuma-dev"
 case $SRCARCH in
