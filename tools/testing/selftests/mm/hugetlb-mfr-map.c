@@ -831,7 +831,8 @@ TEST_F_TIMEOUT(raced, errors_are_in_the_map_as_soon_as_they_are_handled, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
-	unsigned long nr_errors = s->injector->for_real ? 20 : 400;
+	unsigned long nr_errors = s->injector->for_real ? 20 :
+				  s->nr_raw < 400 ? s->nr_raw : 400;
 	unsigned long i;
 	pid_t pid;
 
@@ -875,7 +876,8 @@ static void read_when_signalled(struct subject *s, int report)
 TEST_F_TIMEOUT(raced, who_is_signalled_finds_the_page_in_the_map, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long nr_errors = s->injector->for_real ? 20 : 100;
+	unsigned long nr_errors = s->injector->for_real ? 20 :
+				  s->nr_raw < 100 ? s->nr_raw : 100;
 	unsigned long i;
 	bool found;
 	int fds[2];
@@ -891,7 +893,7 @@ TEST_F_TIMEOUT(raced, who_is_signalled_finds_the_page_in_the_map, SLOW)
 
 	/* Each hugepage is new to the map once. */
 	for (i = 0; i < nr_errors; i++) {
-		lose(_metadata, s, i % 2 * s->nr_raw + 3 * i);
+		lose(_metadata, s, i % 2 * s->nr_raw + 3 * i % s->nr_raw);
 		ASSERT_EQ(sizeof(found), read(fds[0], &found, sizeof(found)));
 		EXPECT_TRUE(found);
 	}
@@ -919,7 +921,7 @@ TEST_F_TIMEOUT(raced, hugepages_leave_while_the_map_is_read, SLOW)
 
 	for (i = 0; i < nr_punched; i++) {
 		for (k = 0; k < (s->injector->for_real ? 2 : 16); k++)
-			lose(_metadata, s, 31 * k);
+			lose(_metadata, s, 31 * k % s->nr_raw);
 		expect_map(_metadata, s, s->fd);
 		if (i & 1) {
 			ASSERT_EQ(0, ftruncate(s->fd, 0));
