@@ -687,20 +687,18 @@ FIXTURE_TEARDOWN_PARENT(in_flight)
 }
 
 /*
- * Lose page @lost while pages 11 and 12 are on their way to or from the disk. (More
- * of 64 KiB might be split, which is another thread's work and takes its time.)
+ * Lose page @lost while page 12 is on its way to or from the disk. (What is larger than
+ * a request would be split, and so be submitted by another thread.)
  */
 static void lose_in_flight(struct __test_metadata *_metadata, struct subject *s,
 			   struct ring *ring, int opcode, int disk, unsigned long lost)
 {
-	size_t len = 2 * psize();
-
-	ASSERT_EQ(0, submit_fixed(ring, opcode, disk, raw_page(s, 11), len));
+	ASSERT_EQ(0, submit_fixed(ring, opcode, disk, raw_page(s, 12), psize()));
 	lose(_metadata, s, lost);
 	let_go(_metadata, s);
 	expect_held(_metadata, s);
 	ASSERT_TRUE(is_in_flight(ring));
-	EXPECT_EQ(len, wait_fixed(ring));
+	EXPECT_EQ(psize(), wait_fixed(ring));
 	expect_released(_metadata, s);
 	destroy_ring(ring);
 	close(disk);
