@@ -120,11 +120,11 @@ timeout --foreground -k 10 "$limit" $qemu \
 	-serial "file:$run/console.log" $results \
 	>"$run/qemu.log" 2>&1 </dev/null || status=$?
 
-# Its first complaint says more than its last line.
+# Its first complaint says more than its last line. The page it is about comes before it.
 complaint='BUG:|WARNING:|Oops|INFO: (task|rcu)|Kernel panic'
 fail() {
 	{
-		grep -aE -A 40 -m 1 "$complaint" "$run/console.log" ||
+		grep -aE -B 14 -A 40 -m 1 "$complaint" "$run/console.log" ||
 			tail -n 25 "$run/console.log"
 	} | sed 's/^/    /' >&2
 	echo "mfr: $which kernel: $1; see $run" >&2

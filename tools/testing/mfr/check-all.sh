@@ -37,5 +37,5 @@ for series in "$TOP"/patches/series.*; do
 		check "Linux $other, without its stock kernel" BASE="$other" STOCK=no
 done
 [ -n "$DEBUG" ] ||
-	check "Linux $BASE with DEBUG=1, the stress test" DEBUG=1 STOCK=no MACHINES=stress
+	check "Linux $BASE with DEBUG=1, the stress test" DEBUG=1 STOCK=no MACHINES=stress-2m
 verdict "$all"

@@ -606,6 +606,85 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile,
 }
 
 /*
+ * A plain hugepage that is hit when only somebody else holds it
+ */
+
+FIXTURE(left_over)
+{
+	struct subject s;
+	struct ring ring;
+	int pipe[2];
+};
+
+FIXTURE_VARIANT(left_over)
+{
+	bool is_pinned;
+};
+
+FIXTURE_VARIANT_ADD(left_over, by_reference)
+{
+	.is_pinned = false,
+};
+
+FIXTURE_VARIANT_ADD(left_over, by_pin)
+{
+	.is_pinned = true,
+};
+
+FIXTURE_SETUP(left_over)
+{
+	struct subject *s = &self->s;
+
+	/* The same series has put it right. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, s, SZ_2M, &by_pfn, 1);
+	if (_metadata->exit_code)
+		return;
+	open_subject(_metadata, s, 0);
+	/* There must be others, to see that this one is not handed out. */
+	if (!need_more_hugepages(s, 2))
+		SKIP(return, "can't get 3 hugepages");
+	if (variant->is_pinned && !make_ring(&self->ring))
+		SKIP(return, "needs io_uring");
+	if (variant->is_pinned) {
+		ASSERT_EQ(0, register_buffer(&self->ring, s->map, s->size));
+	} else {
+		ASSERT_EQ(0, pipe(self->pipe));
+		ASSERT_EQ(psize(), splice_pages(self->pipe[1], raw_page(s, 5), psize()));
+	}
+	let_go(_metadata, s);
+}
+
+FIXTURE_TEARDOWN_PARENT(left_over)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(left_over, can_be_unpoisoned_when_it_is_nobodys, SLOW)
+{
+	struct subject *s = &self->s;
+
+	note_lost(_metadata, s, s->nr_raw / 2);
+	EXPECT_EQ(-EBUSY, inject_corrupt_pfn(NULL, raw_pfn(s, s->nr_raw / 2)));
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(-EBUSY, unpoison(s->head[0]));
+	expect_held(_metadata, s);
+
+	if (variant->is_pinned) {
+		destroy_ring(&self->ring);
+	} else {
+		close(self->pipe[0]);
+		close(self->pipe[1]);
+	}
+	wait_for_pool(_metadata, s, 0, 0);
+	EXPECT_EQ(0, unpoison(s->head[0]));
+	s->nr_lost = 0;
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 0, 0);
+}
+
+/*
  * Direct I/O with a device that takes its time
  */
 
