@@ -10,6 +10,7 @@
  *
  * The fixtures:
  *   pinned	pipes, long-term pins and rings outlive the file
+ *   left_over	a plain hugepage that is hit when only they hold it
  *   in_flight	so does direct I/O
  *   several	hugepages with many users, which let go in any order
  *   moved	system calls that move memory between nodes, and soft offlining
@@ -649,6 +650,8 @@ FIXTURE_SETUP(left_over)
 		SKIP(return, "needs io_uring");
 	if (variant->is_pinned) {
 		ASSERT_EQ(0, register_buffer(&self->ring, s->map, s->size));
+		/* Who pins it for long may get it moved. */
+		s->head[0] = mapped_pfn(s->map);
 	} else {
 		ASSERT_EQ(0, pipe(self->pipe));
 		ASSERT_EQ(psize(), splice_pages(self->pipe[1], raw_page(s, 5), psize()));
