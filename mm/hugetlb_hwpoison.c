@@ -24,6 +24,7 @@
  * the folio counts as lost. What has been recorded stays recorded.
  */
 
+#include <linux/export.h>
 #include <linux/hugetlb_hwpoison.h>
 #include <linux/kmemleak.h>
 #include <linux/rbtree.h>
@@ -145,6 +146,15 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 
 	return min(next, nr);
 }
+
+/* See hugetlb_hwpoison_range(); @folio has PG_hwpoison. */
+bool __hugetlb_hwpoison_range(struct folio *folio, unsigned long idx,
+			      unsigned long nr)
+{
+	return folio_test_hugetlb(folio) &&
+	       hugetlb_hwpoison_next(folio, idx) - idx < nr;
+}
+EXPORT_SYMBOL_FOR_MODULES(__hugetlb_hwpoison_range, "kvm,iommufd");
 
 /**
  * hugetlb_hwpoison_unmark() - end that PG_hwpoison speaks for a whole folio

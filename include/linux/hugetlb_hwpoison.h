@@ -28,7 +28,16 @@ static inline bool hugetlb_hwpoison_any(const struct folio *folio)
 	return folio->_hugetlb_hwpoison || folio_test_hwpoison(folio);
 }
 
+bool __hugetlb_hwpoison_range(struct folio *folio, unsigned long idx,
+			      unsigned long nr);
+
 #else
+
+static inline bool __hugetlb_hwpoison_range(struct folio *folio,
+					    unsigned long idx, unsigned long nr)
+{
+	return false;
+}
 
 static inline unsigned long hugetlb_hwpoison_next(struct folio *folio,
 						  unsigned long idx)
@@ -69,6 +78,26 @@ static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
 	if (next == offset >> PAGE_SHIFT)
 		return 0;
 	return min(len, (next << PAGE_SHIFT) - offset);
+}
+
+/**
+ * hugetlb_hwpoison_range() - is some raw page in a range of a folio lost
+ * @folio: the folio, of any kind; the caller holds a reference, or keeps it
+ * mapped
+ * @idx: index in @folio of the first page to ask about
+ * @nr: number of pages to ask about
+ *
+ * For those who are going to use or map pages of a folio that may have been
+ * kept mapped in spite of lost raw pages.
+ *
+ * Context: not NMI; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock.
+ * Return: true if @folio is a hugetlb folio and one of the pages is lost.
+ */
+static inline bool hugetlb_hwpoison_range(struct folio *folio,
+					  unsigned long idx, unsigned long nr)
+{
+	return unlikely(folio_test_hwpoison(folio)) &&
+	       __hugetlb_hwpoison_range(folio, idx, nr);
 }
 
 #endif /* _LINUX_HUGETLB_HWPOISON_H */

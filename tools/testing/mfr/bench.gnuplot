@@ -7,6 +7,8 @@ set grid ytics
 set ylabel "instructions"
 set style line 1 lc rgb "#cc3311" lw 2 pt 7 ps 0.5
 set style line 2 lc rgb "#0077bb" lw 2 pt 7 ps 0.5
+set style line 3 lc rgb "#009988" lw 2 pt 7 ps 0.5
+set style line 4 lc rgb "#ee7733" lw 2 pt 7 ps 0.5
 
 # A logarithm has no place for 0.
 place(x) = x > 0 ? x : 0.3
@@ -49,3 +51,16 @@ set xtics (1, 4, 16, 64)
 set title "A lost page consumed again"
 set output "5-repeat.svg"
 plot "repeat.data" using 1:3 with linespoints ls 2 title "patched (stock: nobody has it any more)"
+
+set logscale y
+set yrange [10000:1e8]
+set format y "%.0s %c"
+set key top left Left reverse
+set xlabel "mappings, of 1 GiB each"
+set title "From an error to the signal handler"
+set output "6-mapped.svg"
+plot "1G_shared_error.data" using 1:3 with linespoints ls 2 title "without a guest", \
+     "guest_2M_shared_error.data" using 1:3 with linespoints ls 3 \
+	title "a guest, hugepages of 2 MiB", \
+     "guest_1G_shared_error.data" using 1:3 with linespoints ls 4 \
+	title "a guest, hugepages of 1 GiB"

@@ -27,10 +27,17 @@ measure() {
 	! awk -f "$MFR/results.awk" "$results" | grep '^fail' >&2 ||
 		die "not all could be measured, see $results"
 }
-measure stock bench "hugetlb-mfr-bench -F repeated"
+elsewhere="-F repeated -F guest -F lossy_guest -F reached"
+measure stock bench "hugetlb-mfr-bench $elsewhere"
 stock=$results
-measure patched bench "hugetlb-mfr-bench -F repeated"
+measure patched bench "hugetlb-mfr-bench $elsewhere"
 patched=$results
+# For guests other CPUs are needed.
+guests="-f guest -f lossy_guest -f reached"
+measure stock bench-kvm "hugetlb-mfr-bench $guests"
+stock_kvm=$results
+measure patched bench-kvm "hugetlb-mfr-bench $guests"
+patched_kvm=$results
 # What has machine checks needs more than one CPU, and stock has nothing to show.
 measure patched bench-real "hugetlb-mfr-bench -f repeated"
 
@@ -41,7 +48,6 @@ what=$(sha256sum "$(kernel_dir stock)/$image" "$(kernel_dir patched)/$image" \
 rm -f figures.before
 [ "$(cat made-from 2>/dev/null)" != "$what" ] || mv figures figures.before
 awk -v OFS='\t' '
-	FNR == 1 { k++ }
 	{ sub(/\r$/, "") }
 	/^# figure / {
 		f = $3 OFS $4
@@ -49,7 +55,7 @@ awk -v OFS='\t' '
 			stock[f] = patched[f] = "-"
 			name[++n] = f
 		}
-		if (k == 1)
+		if (is_stock)
 			stock[f] = $5
 		else
 			patched[f] = $5
@@ -57,7 +63,8 @@ awk -v OFS='\t' '
 	END {
 		for (i = 1; i <= n; i++)
 			print name[i], stock[name[i]], patched[name[i]]
-	}' "$stock" "$patched" "$results" >figures
+	}' is_stock=1 "$stock" "$stock_kvm" \
+	is_stock=0 "$patched" "$patched_kvm" "$results" >figures
 echo "$what" >made-from
 
 {
@@ -67,7 +74,8 @@ echo "$what" >made-from
 		     "$(wc -l <figures) figures differ from the last run's"
 } >table
 
-for f in signal lossy_read_4K lossy_fault release repeat; do
+for f in signal lossy_read_4K lossy_fault release repeat 1G_shared_error \
+	guest_2M_shared_error guest_1G_shared_error; do
 	awk -v name=$f '$1 == name { print $2, $3, $4 }' figures >$f.data
 done
 gnuplot "$MFR/bench.gnuplot" >gnuplot.log 2>&1 || die "gnuplot failed, see $out/gnuplot.log"

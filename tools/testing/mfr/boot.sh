@@ -55,6 +55,7 @@ case $SRCARCH in
 arm64)
 	append="$append console=ttyAMA0"
 	machine="qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a76"
+	case $name in *-kvm) machine="$machine -M virtualization=on" ;; esac
 	# This board has only one serial line of its own.
 	results="-chardev file,id=results,path=$run/results
 		-device pci-serial,chardev=results" ;;
@@ -79,6 +80,10 @@ x86)
 	*-erms)	cpu=Skylake-Server ;;
 	*-amd)	cpu=EPYC append="$append setcpuid=succor,overflow_recov" ;;
 	*-kvm)	cpu=EPYC,+svm,+npt append="$append setcpuid=succor,overflow_recov" ;;
+	esac
+	case $name in
+	*npt0-kvm)	append="$append kvm_amd.npt=0" ;;
+	*shadow-kvm)	append="$append kvm.tdp_mmu=0" ;;
 	esac
 	# What finds mistakes makes ACPI so slow that it gives up on the loops in the
 	# tables of QEMU's usual board, and then there are no interrupts. The other

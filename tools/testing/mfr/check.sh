@@ -33,7 +33,7 @@ jobs=$O/runs/jobs-$BASE$suffix
 		echo "machine.sh stock neighbours"
 		echo "machine.sh patched neighbours"
 		echo "machine.sh stock mfr-stock"
-		[ -z "$kvm_programs" ] || echo "machine.sh stock mfr-stock-kvm"
+		[ -z "$stock_kvm" ] || echo "machine.sh stock mfr-stock-kvm"
 	}
 	# What it says of the sources is the same for each architecture.
 	[ -n "$MACHINES" ] || [ $SRCARCH != x86 ] || echo "lint.sh $cases"
@@ -101,7 +101,7 @@ grep -q '^skip' "$results" ||
 	note fail "nothing is skipped on stock, which lacks the flag" "$log"
 
 # There a guest dies of its first error, and the tests that want it to live say so.
-[ -z "$kvm_programs" ] || {
+[ -z "$stock_kvm" ] || {
 	results mfr-stock-kvm stock
 	awk -F '\t' -v l="$log" '
 		{

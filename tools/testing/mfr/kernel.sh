@@ -16,7 +16,7 @@ mkdir -p "$dir"
 need_space "$O" 3
 
 . "$MFR/tests"
-fragments="$MFR/kernel.config $MFR/$SRCARCH.config ${kvm_programs:+$MFR/kvm.config}
+fragments="$MFR/kernel.config $MFR/$SRCARCH.config ${has_kvm:+$MFR/$SRCARCH-kvm.config}
 	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}
 	${BENCH:+$MFR/bench.config}"
 

@@ -30,7 +30,8 @@ mkdir -p "$logs"
 say "checkpatch"
 # CAMELCASE: page flags have such names by convention.
 # FILE_PATH_CHANGES: the MAINTAINERS hunk is in the last patch.
-ignore=CAMELCASE,FILE_PATH_CHANGES
+# UNKNOWN_COMMIT_ID: the source comes without its history.
+ignore=CAMELCASE,FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID
 # BAD_SIGN_OFF: checkpatch of 6.12 wants something else of Assisted-by.
 [ "$BASE" != 6.12 ] || ignore=$ignore,BAD_SIGN_OFF
 for p in "$series"/*.patch; do

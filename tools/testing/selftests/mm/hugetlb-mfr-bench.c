@@ -21,10 +21,18 @@
  *   released	how 1 GiB with lost pages returns to the allocator
  *   repeated	a lost page consumed again, with much else mapped; this needs machine
  *		checks, see machine_check.h
+ *   guest	what KVM's page faults cost that map healthy memory
+ *   lossy_guest	the same beside lost pages of 1 GiB
+ *   reached	an error in memory that is mapped again and again, or beside much other
+ *		memory; and what it costs in addition if a guest has all of that
+ *
+ * No guest runs for that, but KVM must have KVM_PRE_FAULT_MEMORY, by which it maps
+ * memory as if a guest had touched it.
  */
 
 #define _GNU_SOURCE
 #include "mfr_util.h"
+#include <linux/kvm.h>
 #include <mm/gup_test.h>
 #include <sys/ioctl.h>
 
@@ -83,13 +91,13 @@ static unsigned int keep_flag(void)
 	return kernel_can_keep() ? MFD_MF_KEEP_UE_MAPPED : 0;
 }
 
-/* One hugepage, not filled: that takes its time, and who measures doesn't look. */
+/* Of which the first hugepage is there, not filled: who measures doesn't look. */
 static void open_unfilled(struct __test_metadata *_metadata, struct subject *s,
 			  unsigned int flag)
 {
 	s->fd = create_memfd(s->size, flag);
 	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, s->size));
+	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
 	s->map = map_file(s, MAP_SHARED);
 	ASSERT_NE(NULL, s->map);
 	ASSERT_TRUE(try_write(s->map));
@@ -445,14 +453,14 @@ static unsigned long victim(struct subject *s, unsigned long k)
 }
 
 /*
- * Lose the @k-th raw page. Returns what it takes to get to the signal handler, or 0 if
+ * Lose that raw page. Returns what it takes to get to the signal handler, or 0 if
  * there is no signal: without the flag nobody has the hugepage any more by then, and
  * the error must be told in another way.
  */
-static unsigned long lose_next(struct __test_metadata *_metadata, struct subject *s,
-			       unsigned long k)
+static unsigned long lose_page(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long nr)
 {
-	unsigned long nr = victim(s, k), begin;
+	unsigned long begin;
 	int ret;
 
 	note_lost(_metadata, s, nr);
@@ -462,6 +470,12 @@ static unsigned long lose_next(struct __test_metadata *_metadata, struct subject
 	if (ret)
 		inject_corrupt_pfn(NULL, raw_pfn(s, nr));
 	return arrived ? arrived - begin - clock_cost : 0;
+}
+
+static unsigned long lose_next(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long k)
+{
+	return lose_page(_metadata, s, victim(s, k));
 }
 
 /* Memory that the kernel has for itself, in kB. */
@@ -786,11 +800,25 @@ static unsigned long consume_page(struct __test_metadata *_metadata, struct subj
 	return arrived - alive - clock_cost;
 }
 
+/* Map that much. Read only, it takes no memory but for page tables. */
+static char *map_zeroes(struct __test_metadata *_metadata, size_t len)
+{
+	char *map = mmap(NULL, len + SZ_2M, PROT_READ,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t pos;
+
+	ASSERT_NE(MAP_FAILED, map);
+	map = (char *)(((uintptr_t)map + SZ_2M - 1) & ~(SZ_2M - 1));
+	madvise(map, len, MADV_HUGEPAGE);
+	for (pos = 0; pos < len; pos += SZ_2M)
+		read_byte(map + pos);
+	return map;
+}
+
 TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long gib, mapped = 0, pos;
-	char *map;
+	unsigned long gib, mapped = 0;
 	int i;
 
 	note_lost(_metadata, s, 1);
@@ -798,13 +826,7 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 	for (gib = 1; gib <= 64; gib *= 4) {
 		unsigned long took = -1UL;
 
-		/* Read only, that takes no memory but for page tables. */
-		map = mmap(NULL, (gib - mapped) << 30, PROT_READ,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		ASSERT_NE(MAP_FAILED, map);
-		madvise(map, (gib - mapped) << 30, MADV_HUGEPAGE);
-		for (pos = 0; pos < (gib - mapped) << 30; pos += SZ_2M)
-			read_byte(map + pos);
+		map_zeroes(_metadata, (gib - mapped) * SZ_1G);
 		mapped = gib;
 		/* Whatever other CPUs do at the same time counts as well, often. */
 		for (i = 0; i < 100; i++) {
@@ -813,6 +835,376 @@ TEST_F_TIMEOUT(repeated, with_much_mapped, SLOW)
 			took = t < took ? t : took;
 		}
 		print_figure("repeat", gib, took);
+	}
+}
+
+/*
+ * Memory of guests
+ */
+
+/* A virtual machine that doesn't run. */
+struct vm {
+	int fd;
+	int vcpu;
+	unsigned int nr_slots;
+};
+
+/* Not after a test has begun: it skips where KVM isn't of use. */
+static void setup_vm(struct __test_metadata *_metadata, struct vm *vm)
+{
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (kvm < 0)
+		SKIP(return, "needs KVM");
+	vm->fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	ASSERT_LE(0, vm->fd);
+	close(kvm);
+	if (ioctl(vm->fd, KVM_CHECK_EXTENSION, KVM_CAP_PRE_FAULT_MEMORY) <= 0)
+		SKIP(return, "needs KVM_PRE_FAULT_MEMORY");
+	vm->vcpu = ioctl(vm->fd, KVM_CREATE_VCPU, 0);
+	ASSERT_LE(0, vm->vcpu);
+}
+
+/* The guest sees [map, map + len) at @gpa. */
+static void add_memory(struct __test_metadata *_metadata, struct vm *vm, uint64_t gpa,
+		       char *map, size_t len, uint32_t flags)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = vm->nr_slots++,
+		.flags = flags,
+		.guest_phys_addr = gpa,
+		.memory_size = len,
+		.userspace_addr = (uintptr_t)map,
+	};
+
+	ASSERT_EQ(0, ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+/* As if the guest had read all of that. Returns how much of it KVM has left out. */
+static uint64_t guest_touches(struct vm *vm, uint64_t gpa, uint64_t len)
+{
+	struct kvm_pre_fault_memory range = { .gpa = gpa, .size = len };
+
+	while (range.size && !ioctl(vm->vcpu, KVM_PRE_FAULT_MEMORY, &range))
+		;
+	return range.size;
+}
+
+/* How many blocks of a size KVM has mapped, of all virtual machines. */
+static long kvm_pages(const char *name)
+{
+	char path[64];
+	long nr;
+
+	sprintf(path, "/sys/kernel/debug/kvm/%s", name);
+	return read_long(path, &nr) ? nr : -1;
+}
+
+#define NR_GUEST	16
+
+FIXTURE(guest) {
+	struct subject s;
+	struct vm vm;
+};
+
+FIXTURE_VARIANT(guest) {
+	unsigned int flag;
+	const char *prefix;
+};
+
+FIXTURE_VARIANT_ADD(guest, plain) { .prefix = "" };
+FIXTURE_VARIANT_ADD(guest, kept) {
+	.flag = MFD_MF_KEEP_UE_MAPPED,
+	.prefix = "kept_",
+};
+
+FIXTURE_SETUP(guest)
+{
+	if (variant->flag && !kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_vm(_metadata, &self->vm);
+	if (!self->vm.vcpu)
+		return;
+	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, NR_GUEST);
+	if (!self->s.flags)
+		return;
+	expect_arrivals(_metadata);
+	prefix = variant->prefix;
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(guest)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/* Map all of the guest's memory, which is mapped here, in blocks that are counted there. */
+static void measure_guest_faults(struct __test_metadata *_metadata, struct vm *vm,
+				 char *map, unsigned long nr, unsigned long size,
+				 const char *counter, const char *name)
+{
+	unsigned long len = nr * size, pos, rest;
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED));
+		ASSERT_EQ(0, kvm_pages(counter));
+		for (pos = 0; pos < len; pos += size)
+			__atomic_store_n(map + pos, 1, __ATOMIC_RELAXED);
+		start(i);
+		rest = guest_touches(vm, 0, len);
+		stop();
+		ASSERT_EQ(0, rest);
+		ASSERT_EQ(nr, kvm_pages(counter));
+	}
+	print_figure(name, nr, least);
+}
+
+TEST_F_TIMEOUT(guest, hugepages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	s->fd = create_memfd(s->size, variant->flag);
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	add_memory(_metadata, &self->vm, 0, s->map, s->nr_huge * s->size, 0);
+	measure_guest_faults(_metadata, &self->vm, s->map, s->nr_huge, s->size,
+			     "pages_2m", "guest_fault_2M");
+}
+
+/* What is left of a hugepage, page by page. */
+TEST_F_TIMEOUT(guest, damaged_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long rest;
+	int i;
+
+	if (!variant->flag)
+		return;
+	s->nr_huge = 1;
+	open_unfilled(_metadata, s, variant->flag);
+	add_memory(_metadata, &self->vm, 0, s->map, s->size, 0);
+	ASSERT_NE(0, lose_page(_metadata, s, 0));
+	for (i = 0; i < 10; i++) {
+		ASSERT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
+		read_byte(raw_page(s, 1));
+		start(i);
+		rest = guest_touches(&self->vm, psize(), s->size - psize());
+		stop();
+		ASSERT_EQ(0, rest);
+		ASSERT_EQ(s->nr_raw - 1, kvm_pages("pages_4k"));
+	}
+	print_figure("guest_fault_damaged", 1, least);
+}
+
+TEST_F_TIMEOUT(guest, small_pages, SLOW)
+{
+	const size_t len = NR_GUEST * psize();
+	char *map;
+
+	/* They know nothing of files. */
+	if (variant->flag)
+		return;
+	map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, madvise(map, len, MADV_NOHUGEPAGE));
+	add_memory(_metadata, &self->vm, 0, map, len, 0);
+	measure_guest_faults(_metadata, &self->vm, map, NR_GUEST, psize(),
+			     "pages_4k", "guest_fault_4K");
+}
+
+FIXTURE(lossy_guest) {
+	struct subject s;
+	struct vm vm;
+};
+
+FIXTURE_SETUP(lossy_guest)
+{
+	setup_vm(_metadata, &self->vm);
+	if (!self->vm.vcpu)
+		return;
+	setup_subject(_metadata, &self->s, SZ_1G, &by_madvise, 1);
+	if (!self->s.flags)
+		return;
+	open_unfilled(_metadata, &self->s, keep_flag());
+	add_memory(_metadata, &self->vm, 0, self->s.map, self->s.size, 0);
+	expect_arrivals(_metadata);
+	calibrate();
+}
+
+FIXTURE_TEARDOWN_PARENT(lossy_guest)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/* The first page, beside which less and less is healthy. */
+TEST_F_TIMEOUT(lossy_guest, faults, SLOW)
+{
+	const unsigned long stops[] = { 0, 1, 10, 100, 1000, 10000 };
+	struct subject *s = &self->s;
+	unsigned long k = 0, rest;
+	unsigned int i;
+	int round;
+
+	for (i = 0; i < ARRAY_SIZE(stops); i++) {
+		/* Without the flag there is nothing left. */
+		if (stops[i] && !keep_flag())
+			break;
+		while (k < stops[i])
+			lose_next(_metadata, s, ++k);
+		for (round = 0; round < 20; round++) {
+			ASSERT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
+			read_byte(s->map);
+			start(round);
+			rest = guest_touches(&self->vm, 0, psize());
+			stop();
+			ASSERT_EQ(0, rest);
+			ASSERT_EQ(1, kvm_pages("pages_1g") + kvm_pages("pages_2m") +
+				     kvm_pages("pages_4k"));
+		}
+		print_figure("lossy_guest_fault", k, least);
+	}
+}
+
+/*
+ * An error in memory that much is mapped of, or beside
+ */
+
+FIXTURE(reached) {
+	struct subject s;
+	struct vm vm;
+};
+
+FIXTURE_VARIANT(reached) {
+	unsigned long size;
+	bool guest;
+	const char *prefix;
+};
+
+FIXTURE_VARIANT_ADD(reached, process_2m) { .size = SZ_2M, .prefix = "2M_" };
+FIXTURE_VARIANT_ADD(reached, process_1g) { .size = SZ_1G, .prefix = "1G_" };
+FIXTURE_VARIANT_ADD(reached, guest_2m) {
+	.size = SZ_2M,
+	.guest = true,
+	.prefix = "guest_2M_",
+};
+
+FIXTURE_VARIANT_ADD(reached, guest_1g) {
+	.size = SZ_1G,
+	.guest = true,
+	.prefix = "guest_1G_",
+};
+
+/* 1 GiB of hugepages. */
+FIXTURE_SETUP(reached)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (variant->guest) {
+		setup_vm(_metadata, &self->vm);
+		if (!self->vm.vcpu)
+			return;
+	}
+	setup_subject(_metadata, s, variant->size, &by_madvise, SZ_1G / variant->size);
+	if (!s->flags)
+		return;
+	open_unfilled(_metadata, s, keep_flag());
+	for (i = 1; i < s->nr_huge; i++) {
+		ASSERT_TRUE(try_write(s->map + i * s->size));
+		s->head[i] = mapped_pfn(s->map + i * s->size);
+	}
+	expect_arrivals(_metadata);
+	prefix = variant->prefix;
+	calibrate();
+
+	if (variant->guest)
+		add_memory(_metadata, &self->vm, 0, s->map, SZ_1G, 0);
+	/* From now on 2 MiB is the most that a guest can have in a block. */
+	ASSERT_NE(0, lose_page(_metadata, s, 0));
+}
+
+FIXTURE_TEARDOWN_PARENT(reached)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/*
+ * A few errors, each in the next block of 2 MiB. Before that the guest, if there is
+ * one, uses those that are healthy, in all of its @nr mappings.
+ */
+static void measure_errors(struct __test_metadata *_metadata, struct subject *s,
+			   struct vm *vm, unsigned long nr, const char *name,
+			   unsigned long x)
+{
+	unsigned long took = -1UL, i, t;
+	int round;
+
+	for (round = 0; round < 5; round++) {
+		unsigned long gone = s->nr_lost * SZ_2M;
+		long before;
+
+		for (i = 0; vm && i < nr; i++)
+			ASSERT_EQ(0, guest_touches(vm, i * SZ_1G + gone, SZ_1G - gone));
+		before = kvm_pages("pages_2m");
+		t = lose_page(_metadata, s, gone / psize());
+		ASSERT_NE(0, t);
+		took = t < took ? t : took;
+		/* It has lost that block everywhere, if not more. */
+		if (vm)
+			ASSERT_LE(nr, before - kvm_pages("pages_2m"));
+	}
+	print_figure(name, x, took);
+}
+
+#define MAX_GIB		64
+
+TEST_F_TIMEOUT(reached, beside_much_other_memory, SLOW)
+{
+	struct vm *vm = variant->guest ? &self->vm : NULL;
+	const unsigned long len = (MAX_GIB - 1) * SZ_1G;
+	struct subject *s = &self->s;
+	char *map;
+
+	measure_errors(_metadata, s, vm, 1, "error", 1);
+
+	map = map_zeroes(_metadata, len);
+	if (vm) {
+		long before = kvm_pages("pages_2m");
+
+		add_memory(_metadata, vm, SZ_1G, map, len, KVM_MEM_READONLY);
+		ASSERT_EQ(0, guest_touches(vm, SZ_1G, len));
+		ASSERT_EQ(before + len / SZ_2M, kvm_pages("pages_2m"));
+	}
+	measure_errors(_metadata, s, vm, 1, "error", MAX_GIB);
+}
+
+TEST_F_TIMEOUT(reached, in_many_mappings, SLOW)
+{
+	struct vm *vm = variant->guest ? &self->vm : NULL;
+	struct subject *s = &self->s;
+	unsigned long nr = 1, i, pos;
+
+	for (;;) {
+		measure_errors(_metadata, s, vm, nr, "shared_error", nr);
+		if (nr == MAX_GIB)
+			break;
+		for (i = nr, nr *= 4; i < nr; i++) {
+			char *map = map_file(s, MAP_SHARED);
+
+			ASSERT_NE(NULL, map);
+			for (pos = 0; pos < SZ_1G; pos += s->size)
+				ASSERT_TRUE(try_read(map + pos + s->size - 1));
+			if (vm)
+				add_memory(_metadata, vm, i * SZ_1G, map, SZ_1G, 0);
+		}
 	}
 }
 

@@ -34,7 +34,6 @@
 #include "../../../../mm/gup_test.h"
 #include <linux/magic.h>
 #include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
@@ -368,6 +367,56 @@ TEST_F_TIMEOUT(pinned, a_long_term_pin_across_a_lost_page_is_refused, SLOW)
 	expect_released(_metadata, s);
 }
 
+/* The kernel can't take the page from its user, but does all that it can. */
+TEST_F_TIMEOUT(pinned, the_loss_of_a_pinned_page_is_no_failure, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fd = open_pin(), pipefd[2];
+	long delayed, failed;
+
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_GUP_TEST");
+	delayed = mf_stat("delayed");
+	failed = mf_stat("failed");
+	ASSERT_EQ(0, pipe(pipefd));
+	ASSERT_EQ(psize(), splice_pages(pipefd[1], raw_page(s, 5), psize()));
+	lose(_metadata, s, 5);
+	ASSERT_EQ(0, pin_range(fd, raw_page(s, nr), psize(), 0));
+	lose(_metadata, s, nr);
+	lose(_metadata, s, 1);
+	EXPECT_EQ(delayed + 3, mf_stat("delayed"));
+	EXPECT_EQ(failed, mf_stat("failed"));
+
+	close(pipefd[0]);
+	close(pipefd[1]);
+	EXPECT_EQ(0, unpin_range(fd));
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+/* As ever: nobody asks again whether a pinned page is lost. */
+TEST_F_TIMEOUT(pinned, a_pinned_page_that_is_lost_stays_where_the_kernel_finds_it, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char *buf = malloc(psize());
+	int fd = open_pin();
+
+	ASSERT_NE(NULL, buf);
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_GUP_TEST");
+	ASSERT_EQ(0, pin_range(fd, raw_page(s, nr), psize(), 0));
+	lose(_metadata, s, nr);
+	EXPECT_EQ(0, read_pinned(fd, buf));
+	EXPECT_TRUE(page_is_intact(buf, nr));
+
+	EXPECT_EQ(0, unpin_range(fd));
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+	free(buf);
+}
+
 /*
  * Start a process that pins a part of the file through its own mapping, by a ring
  * and by @pin, an open file it shares with us. It ends when it is killed.
@@ -399,6 +448,31 @@ static pid_t start_pinning(struct __test_metadata *_metadata, struct subject *s,
 	ASSERT_EQ(1, read(ready[0], &byte, 1));
 	close(ready[0]);
 	return pid;
+}
+
+/* Live update, say, has to carry all of a file to the next kernel. */
+TEST_F_TIMEOUT(pinned, a_file_with_a_lost_page_can_be_preserved, SLOW)
+{
+	struct subject *s = &self->s;
+	struct pin_memfd_test pin = { .fd = s->fd, .size = s->nr_raw * psize() };
+	int fd = open(GUP_TEST, O_RDWR);
+
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_GUP_TEST");
+	EXPECT_EQ(1, ioctl(fd, PIN_MEMFD_TEST, &pin));
+	lose(_metadata, s, s->nr_raw / 2);
+
+	/* The hugepage, be it asked for whole or for the lost page alone. */
+	EXPECT_EQ(1, ioctl(fd, PIN_MEMFD_TEST, &pin));
+	pin.start = s->nr_raw / 2 * psize();
+	pin.size = psize();
+	EXPECT_EQ(1, ioctl(fd, PIN_MEMFD_TEST, &pin));
+	close(fd);
+
+	/* The pins are gone. */
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
 }
 
 TEST_F_TIMEOUT(pinned, who_truncates_need_not_be_who_pins, SLOW)

@@ -2506,6 +2506,30 @@ TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
 	free(buf);
 }
 
+TEST_F_TIMEOUT(starved, a_device_that_mirrors_it_loses_the_page_as_well, SLOW)
+{
+	struct subject *s = &self->s;
+	char *buf = malloc(16 * psize());
+	unsigned long nr;
+	int fd;
+
+	ASSERT_NE(NULL, buf);
+	fd = open_mirror();
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, 6), buf, 16, NULL));
+	nr = lose_unrecorded(_metadata, s, 7);
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 1, NULL));
+	/* From now on all others count as lost, too. */
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, 5), buf, 1, NULL));
+	close(fd);
+
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	free(buf);
+}
+
 TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_news_when_reported_again, SLOW)
 {
 	struct subject *s = &self->s;

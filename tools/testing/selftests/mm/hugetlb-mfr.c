@@ -13,6 +13,7 @@
  *   global	flags that memfd_create() takes and refuses
  *   kept	one kept hugepage, for each hugepage size and injector
  *   plain	the same without the flag, also on kernels that lack the flag
+ *   iommu	memory that iommufd gives to devices
  *   passed_on	the policy follows the file, not the descriptor
  *   machine_check, two_victims, thousand	what only machine checks show
  *   accounted	reservations, surplus pages, hugepages side by side
@@ -21,18 +22,31 @@
 
 #define _GNU_SOURCE
 #include "mfr_util.h"
+#include "../../../../drivers/iommu/iommufd/iommufd_test.h"
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/udmabuf.h>
-#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
-#include <lib/test_hmm_uapi.h>
 
-/* IORING_OP_WRITEV_FIXED, which the headers of 6.12 don't have */
+/* Missing in the headers of 6.12: IORING_OP_WRITEV_FIXED, IOMMU_IOAS_MAP_FILE */
 #define OP_WRITEV_FIXED		61
+
+#ifndef IOMMU_IOAS_MAP_FILE
+struct iommu_ioas_map_file {
+	__u32 size;
+	__u32 flags;
+	__u32 ioas_id;
+	__s32 fd;
+	__aligned_u64 start;
+	__aligned_u64 length;
+	__aligned_u64 iova;
+};
+
+#define IOMMU_IOAS_MAP_FILE	_IO(IOMMUFD_TYPE, 0x8f)
+#endif
 
 /*
  * memfd_create()
@@ -171,6 +185,71 @@ static void expect_fixed_io(struct __test_metadata *_metadata, struct subject *s
 	EXPECT_TRUE(page_is_intact(buf, nr - 2));
 	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
 	close(fd);
+	free(buf);
+}
+
+/*
+ * A ring in its user's memory: one page has both queues, the next one the requests.
+ * All of those are there from the beginning, and do nothing.
+ */
+static int make_ring_in(char *mem, unsigned int nr_requests)
+{
+	struct io_uring_params params = {
+		.flags = IORING_SETUP_NO_MMAP | IORING_SETUP_NO_SQARRAY,
+		.cq_off.user_addr = (uintptr_t)mem,
+		.sq_off.user_addr = (uintptr_t)mem + psize(),
+	};
+	int ring;
+
+	/* IORING_OP_NOP is 0. */
+	memset(mem + psize(), 0, psize());
+	ring = syscall(SYS_io_uring_setup, nr_requests, &params);
+	if (ring >= 0)
+		*(unsigned int *)(mem + params.sq_off.tail) = nr_requests;
+	return ring;
+}
+
+/* Have the next request done, after which @nr are, without a look at the ring. */
+static void expect_request_done(struct __test_metadata *_metadata, int ring,
+				unsigned int nr)
+{
+	ASSERT_EQ(1, syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0));
+	EXPECT_EQ(0, syscall(SYS_io_uring_enter, ring, 0, nr, IORING_ENTER_GETEVENTS,
+			     NULL, 0));
+}
+
+static void put_in_pipe(struct __test_metadata *_metadata, int pipefd[2], char *page)
+{
+	struct iovec iov = { .iov_base = page, .iov_len = psize() };
+
+	ASSERT_EQ(0, pipe(pipefd));
+	ASSERT_EQ(psize(), vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
+}
+
+/* Take raw page @nr out of a pipe, also through another pipe into a file. */
+static void take_from_pipe(struct __test_metadata *_metadata, int pipefd[2],
+			   unsigned long nr)
+{
+	unsigned long ps = psize();
+	char *buf = malloc(ps);
+	int other[2], fd;
+
+	ASSERT_NE(NULL, buf);
+	ASSERT_EQ(0, pipe(other));
+	fd = memfd_create("hugetlb-mfr", 0);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(ps, tee(pipefd[0], other[1], ps, SPLICE_F_NONBLOCK));
+	EXPECT_EQ(ps, splice(other[0], NULL, fd, NULL, ps, SPLICE_F_NONBLOCK));
+	EXPECT_EQ(ps, pread(fd, buf, ps, 0));
+	EXPECT_TRUE(page_is_intact(buf, nr));
+	memset(buf, 0, ps);
+	EXPECT_EQ(ps, read(pipefd[0], buf, ps));
+	EXPECT_TRUE(page_is_intact(buf, nr));
+	close(fd);
+	close(other[0]);
+	close(other[1]);
+	close(pipefd[0]);
+	close(pipefd[1]);
 	free(buf);
 }
 
@@ -1037,6 +1116,44 @@ TEST_F_TIMEOUT(kept, pieces_of_a_registered_buffer_leave_out_the_lost_page, SLOW
 	destroy_ring(&r);
 }
 
+/* The kernel uses the pages of the ring by its own address of them. */
+TEST_F_TIMEOUT(kept, a_ring_in_it_goes_on_when_its_pages_are_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int ring = make_ring_in(raw_page(s, nr), 4);
+
+	if (ring < 0)
+		SKIP(return, "needs io_uring");
+	expect_request_done(_metadata, ring, 1);
+	lose(_metadata, s, nr);
+	expect_request_done(_metadata, ring, 2);
+	lose(_metadata, s, nr + 1);
+	expect_request_done(_metadata, ring, 3);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	close(ring);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
+/* As ever: the pipe doesn't ask whether its pages are lost. */
+TEST_F_TIMEOUT(kept, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int pipefd[2];
+
+	put_in_pipe(_metadata, pipefd, raw_page(s, nr));
+	lose(_metadata, s, nr);
+	take_from_pipe(_metadata, pipefd, nr);
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
 TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1096,19 +1213,6 @@ TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
 	expect_released(_metadata, s);
 }
 
-/* Let a device that mirrors this process's page tables look at @npages from @addr. */
-static int mirror(int fd, unsigned long request, const char *addr, void *buf,
-		  unsigned long npages)
-{
-	struct hmm_dmirror_cmd cmd = {
-		.addr = (uintptr_t)addr,
-		.ptr = (uintptr_t)buf,
-		.npages = npages,
-	};
-
-	return ioctl(fd, request, &cmd) ? -errno : 0;
-}
-
 TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1118,28 +1222,163 @@ TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
 	int fd;
 
 	ASSERT_NE(NULL, buf);
-	fd = open("/dev/hmm_dmirror0", O_RDWR);
+	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	lose(_metadata, s, nr);
 
 	/* Asked for what is there, also beside it, and for data. */
-	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, nr - 2), prot, 4));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, nr - 2), prot, 4, NULL));
 	for (i = 0; i < 4; i++)
 		EXPECT_EQ(i == 2 ? HMM_DMIRROR_PROT_ERROR : HMM_DMIRROR_PROT_WRITE,
 			  prot[i]);
 	/* Who maps all of the hugepage for one page would map the lost one, too. */
-	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, 1), prot, 1));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_SNAPSHOT, raw_page(s, 1), prot, 1, NULL));
 	EXPECT_EQ(HMM_DMIRROR_PROT_WRITE, prot[0]);
-	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 1));
-	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 1), buf, 2));
-	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 2), buf, 2));
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 1, NULL));
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 1), buf, 2, NULL));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr - 2), buf, 2, NULL));
 	EXPECT_TRUE(page_is_intact(buf, nr - 2));
 	EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
-	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr + 1), buf, 2));
+	EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr + 1), buf, 2, NULL));
 	EXPECT_TRUE(page_is_intact(buf, nr + 1));
 	EXPECT_TRUE(page_is_intact(buf + ps, nr + 2));
 	close(fd);
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_loses_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2, ps = psize(), faults;
+	char *buf = malloc(4 * ps);
+	char *map[3];
+	int fd, i;
+
+	ASSERT_NE(NULL, buf);
+	fd = open_mirror();
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	/* By each of its mappings. */
+	map[0] = s->map;
+	map[1] = map_file(s, MAP_SHARED);
+	map[2] = map_file(s, MAP_PRIVATE | MAP_NORESERVE);
+	for (i = 0; i < 3; i++) {
+		ASSERT_NE(NULL, map[i]);
+		map[i] += (nr - 2) * ps;
+		ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i], buf, 4, &faults));
+		ASSERT_EQ(1, faults);
+		/* From now on it doesn't have to ask for them. */
+		ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i], buf, 4, &faults));
+		ASSERT_EQ(0, faults);
+	}
+	lose(_metadata, s, nr);
+
+	for (i = 0; i < 3; i++) {
+		EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, map[i] + 2 * ps, buf, 1,
+					  NULL));
+		/* It can ask for all others. */
+		EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i], buf, 2, NULL));
+		EXPECT_TRUE(page_is_intact(buf, nr - 2));
+		EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
+		EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i] + 3 * ps, buf, 1, NULL));
+		EXPECT_TRUE(page_is_intact(buf, nr + 1));
+	}
+	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_WRITE, raw_page(s, nr), buf, 1, NULL));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	close(fd);
+	free(buf);
+}
+
+TEST_F_TIMEOUT(kept, the_mirror_of_another_process_loses_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw - 1;
+	char *buf = malloc(psize());
+	int ready[2], go[2], fd;
+	char byte = 0;
+	pid_t pid;
+
+	ASSERT_NE(NULL, buf);
+	fd = open_mirror();
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	close(fd);
+	ASSERT_EQ(0, pipe(ready));
+	ASSERT_EQ(0, pipe(go));
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		char *page = raw_page(s, nr);
+
+		fd = open_mirror();
+		if (mirror(fd, HMM_DMIRROR_READ, page, buf, 1, NULL) ||
+		    write(ready[1], &byte, 1) != 1 || read(go[0], &byte, 1) != 1)
+			_exit(KSFT_FAIL);
+		_exit(mirror(fd, HMM_DMIRROR_READ, page, buf, 1, NULL) != -EFAULT);
+	}
+	close(ready[1]);
+	ASSERT_EQ(1, read(ready[0], &byte, 1));
+	lose(_metadata, s, nr);
+	ASSERT_EQ(1, write(go[1], &byte, 1));
+	wait_for_child(_metadata, pid);
+	free(buf);
+}
+
+struct mirror_reader {
+	int fd;
+	char *map;
+	unsigned long npages;
+	unsigned long nr_read;
+	atomic_bool over;
+};
+
+static void *read_mirror(void *arg)
+{
+	struct mirror_reader *r = arg;
+	char *buf = malloc(psize());
+	unsigned long i;
+
+	while (buf && !r->over)
+		for (i = 0; i < r->npages; i++)
+			if (!mirror(r->fd, HMM_DMIRROR_READ, r->map + i * psize(), buf, 1,
+				    NULL))
+				__atomic_add_fetch(&r->nr_read, 1, __ATOMIC_RELAXED);
+	free(buf);
+	return NULL;
+}
+
+/* A device that asks for the page while it gets lost must not end up with it. */
+TEST_F_TIMEOUT(kept, a_device_that_goes_on_asking_loses_each_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	/* Machine checks take their time. */
+	unsigned long nr_errors = s->injector->for_real ? 10 : 100;
+	struct mirror_reader r = { .map = s->map, .npages = s->nr_raw };
+	char *buf = malloc(psize());
+	unsigned long i, before;
+	pthread_t thread;
+
+	ASSERT_NE(NULL, buf);
+	r.fd = open_mirror();
+	if (r.fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	if (r.npages > 2 * nr_errors)
+		r.npages = 2 * nr_errors;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, read_mirror, &r));
+	for (i = 0; i < r.npages / 2; i++) {
+		before = __atomic_load_n(&r.nr_read, __ATOMIC_RELAXED);
+		while (__atomic_load_n(&r.nr_read, __ATOMIC_RELAXED) == before)
+			usleep(100);
+		lose(_metadata, s, i);
+		EXPECT_EQ(-EFAULT, mirror(r.fd, HMM_DMIRROR_READ, raw_page(s, i), buf, 1,
+					  NULL));
+	}
+	r.over = true;
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0, nr_changed_pages(s));
+	close(r.fd);
 	free(buf);
 }
 
@@ -1926,6 +2165,12 @@ FIXTURE_VARIANT_ADD(plain, mce_2m)
 	.injector = &by_mce,
 };
 
+FIXTURE_VARIANT_ADD(plain, scrub_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_scrub,
+};
+
 FIXTURE_VARIANT_ADD(plain, madvise_1g)
 {
 	.size = SZ_1G,
@@ -2036,6 +2281,16 @@ TEST_F_TIMEOUT(plain, punching_parts_spares_the_lost_page, SLOW)
 	free(buf);
 }
 
+/* The hugepage has another user, which the kernel may call a failure. */
+static void lose_held(struct __test_metadata *_metadata, struct subject *s,
+		      unsigned long nr)
+{
+	note_lost(_metadata, s, nr);
+	inject(s, nr);
+	EXPECT_FALSE(is_mapped(s->map));
+	expect_corrupted(_metadata, s);
+}
+
 TEST_F_TIMEOUT(plain, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
@@ -2048,12 +2303,68 @@ TEST_F_TIMEOUT(plain, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 	if (!make_ring(&r))
 		SKIP(return, "needs io_uring");
 	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
-	/* Whatever the kernel says of a hugepage that somebody has pinned. */
-	note_lost(_metadata, s, nr);
-	inject(s, nr);
-	EXPECT_FALSE(is_mapped(s->map));
+	lose_held(_metadata, s, nr);
 	expect_fixed_io(_metadata, s, &r, nr);
 	destroy_ring(&r);
+}
+
+TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_queues_are_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int ring = make_ring_in(raw_page(s, nr), 4);
+
+	if (ring < 0)
+		SKIP(return, "needs io_uring");
+	expect_request_done(_metadata, ring, 1);
+	lose_held(_metadata, s, nr);
+	expect_request_done(_metadata, ring, 2);
+	close(ring);
+}
+
+TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_requests_are_lost, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int ring = make_ring_in(raw_page(s, nr), 4);
+
+	if (ring < 0)
+		SKIP(return, "needs io_uring");
+	expect_request_done(_metadata, ring, 1);
+	lose_held(_metadata, s, nr + 1);
+	expect_request_done(_metadata, ring, 2);
+	close(ring);
+}
+
+TEST_F_TIMEOUT(plain, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int pipefd[2];
+
+	put_in_pipe(_metadata, pipefd, raw_page(s, nr));
+	lose_held(_metadata, s, nr);
+	take_from_pipe(_metadata, pipefd, nr);
+}
+
+TEST_F_TIMEOUT(plain, a_device_that_mirrors_it_loses_all_of_it, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2, i;
+	char *buf = malloc(2 * psize());
+	int fd;
+
+	ASSERT_NE(NULL, buf);
+	fd = open_mirror();
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_TEST_HMM");
+	ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 2, NULL));
+	lose_hugepage(_metadata, s, nr);
+	for (i = nr; i < nr + 2; i++)
+		EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, i), buf, 1,
+					  NULL));
+	close(fd);
+	free(buf);
 }
 
 TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
@@ -2093,6 +2404,289 @@ TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW
 	s->nr_lost = 0;
 	expect_corrupted(_metadata, s);
 	expect_pool(_metadata, s, 0, 0);
+}
+
+/*
+ * Memory that iommufd gives to devices
+ */
+
+FIXTURE(iommu)
+{
+	struct subject s;
+	int fd;
+	__u32 ioas;
+	int nr_ways;
+};
+
+FIXTURE_VARIANT(iommu)
+{
+	unsigned long size;
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(iommu, madvise_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD(iommu, corrupt_pfn_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(iommu, mce_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_mce,
+};
+
+FIXTURE_VARIANT_ADD(iommu, scrub_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_scrub,
+};
+
+FIXTURE_VARIANT_ADD(iommu, madvise_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_madvise,
+};
+
+FIXTURE_VARIANT_ADD_SIZES(iommu)
+
+/* Memory can be given by its address, or as that of a file. */
+#define BY_FILE		1
+
+/* Where devices find raw page @nr. */
+static uint64_t iova_of(unsigned long nr)
+{
+	return MOCK_APERTURE_START + nr * psize();
+}
+
+static int iommu_map(FIXTURE_DATA(iommu) * self, int way, unsigned long nr,
+		     unsigned long npages)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = self->ioas,
+		.user_va = (uintptr_t)raw_page(&self->s, nr),
+		.length = npages * psize(),
+		.iova = iova_of(nr),
+	};
+	struct iommu_ioas_map_file map_file = {
+		.size = sizeof(map_file),
+		.flags = map.flags,
+		.ioas_id = self->ioas,
+		.fd = self->s.fd,
+		.start = nr * psize(),
+		.length = map.length,
+		.iova = map.iova,
+	};
+
+	if (way == BY_FILE)
+		return ioctl(self->fd, IOMMU_IOAS_MAP_FILE, &map_file) ? -errno : 0;
+	return ioctl(self->fd, IOMMU_IOAS_MAP, &map) ? -errno : 0;
+}
+
+static int iommu_unmap_all(FIXTURE_DATA(iommu) * self)
+{
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap),
+		.ioas_id = self->ioas,
+		.length = UINT64_MAX,
+	};
+
+	return ioctl(self->fd, IOMMU_IOAS_UNMAP, &unmap) ? -errno : 0;
+}
+
+/* Pin for a device all that is mapped, and from now on all that will be. */
+static int attach_device(FIXTURE_DATA(iommu) * self)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MOCK_DOMAIN,
+		.id = self->ioas,
+	};
+
+	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
+}
+
+/* Get access to the memory as a driver that emulates a device. */
+static int open_access(FIXTURE_DATA(iommu) * self)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_CREATE_ACCESS,
+		.id = self->ioas,
+		.create_access.flags = MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES,
+	};
+
+	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno :
+	       (int)cmd.create_access.out_access_fd;
+}
+
+static int access_read(FIXTURE_DATA(iommu) * self, int access, unsigned long nr, char *buf)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_ACCESS_RW,
+		.id = access,
+		.access_rw = {
+			.iova = iova_of(nr),
+			.length = psize(),
+			.uptr = (uintptr_t)buf,
+			/* Through a pin, not by the mapping of this process. */
+			.flags = MOCK_ACCESS_RW_SLOW_PATH,
+		},
+	};
+
+	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
+}
+
+static int access_pin(FIXTURE_DATA(iommu) * self, int access, unsigned long nr,
+		      unsigned long npages)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_ACCESS_PAGES,
+		.id = access,
+		.access_pages = { .iova = iova_of(nr), .length = npages * psize() },
+	};
+
+	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
+}
+
+FIXTURE_SETUP(iommu)
+{
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	struct iommu_test_cmd none = { .size = sizeof(none) };
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	self->fd = open("/dev/iommu", O_RDWR);
+	if (self->fd < 0 || !ioctl(self->fd, IOMMU_TEST_CMD, &none) || errno == ENOTTY)
+		SKIP(return, "needs CONFIG_IOMMUFD_TEST");
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_ALLOC, &alloc));
+	self->ioas = alloc.out_ioas_id;
+
+	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
+	if (_metadata->exit_code)
+		return;
+	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	/* Older kernels don't know files. */
+	self->nr_ways = iommu_map(self, BY_FILE, 0, 1) == -ENOTTY ? BY_FILE : BY_FILE + 1;
+	ASSERT_EQ(0, iommu_unmap_all(self));
+}
+
+FIXTURE_TEARDOWN_PARENT(iommu)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+static int refusal(int way)
+{
+	return way == BY_FILE ? -EHWPOISON : -EFAULT;
+}
+
+/* Refused requests hold nothing, granted ones end with the file. */
+static void close_iommu(struct __test_metadata *_metadata, FIXTURE_DATA(iommu) * self)
+{
+	close(self->fd);
+	unmap_file(&self->s);
+	EXPECT_EQ(0, ftruncate(self->s.fd, 0));
+	expect_released(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(iommu, a_device_is_given_all_but_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int way;
+
+	ASSERT_EQ(0, attach_device(self));
+	lose(_metadata, s, nr);
+	for (way = 0; way < self->nr_ways; way++) {
+		EXPECT_EQ(refusal(way), iommu_map(self, way, nr, 1));
+		EXPECT_EQ(refusal(way), iommu_map(self, way, nr - 2, 4));
+		EXPECT_EQ(refusal(way), iommu_map(self, way, 0, s->nr_raw));
+		EXPECT_EQ(0, iommu_map(self, way, nr - 2, 2));
+		EXPECT_EQ(0, iommu_map(self, way, nr + 1, 2));
+		EXPECT_EQ(0, iommu_map(self, way, 0, nr - 2));
+		EXPECT_EQ(0, iommu_unmap_all(self));
+	}
+	close_iommu(_metadata, self);
+}
+
+TEST_F_TIMEOUT(iommu, a_device_that_comes_late_is_refused_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int way;
+
+	lose(_metadata, s, nr);
+	for (way = 0; way < self->nr_ways; way++) {
+		EXPECT_EQ(0, iommu_map(self, way, nr - 2, 4));
+		EXPECT_EQ(refusal(way), attach_device(self));
+		EXPECT_EQ(0, iommu_unmap_all(self));
+	}
+	EXPECT_EQ(0, iommu_map(self, 0, nr - 2, 2));
+	EXPECT_EQ(0, iommu_map(self, self->nr_ways - 1, nr + 1, 2));
+	EXPECT_EQ(0, attach_device(self));
+	close_iommu(_metadata, self);
+}
+
+TEST_F_TIMEOUT(iommu, a_driver_is_refused_the_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char *buf = malloc(psize());
+	int access, way;
+
+	ASSERT_NE(NULL, buf);
+	access = open_access(self);
+	ASSERT_LE(0, access);
+	lose(_metadata, s, nr);
+	for (way = 0; way < self->nr_ways; way++) {
+		ASSERT_EQ(0, iommu_map(self, way, nr - 2, 4));
+		EXPECT_EQ(refusal(way), access_pin(self, access, nr - 2, 4));
+		EXPECT_EQ(refusal(way), access_pin(self, access, nr, 1));
+		EXPECT_EQ(refusal(way), access_read(self, access, nr, buf));
+		EXPECT_EQ(0, access_pin(self, access, nr - 2, 2));
+		EXPECT_EQ(0, access_pin(self, access, nr + 1, 1));
+		EXPECT_EQ(0, access_read(self, access, nr - 1, buf));
+		EXPECT_TRUE(page_is_intact(buf, nr - 1));
+		EXPECT_EQ(0, iommu_unmap_all(self));
+	}
+	close(access);
+	free(buf);
+	close_iommu(_metadata, self);
+}
+
+/* As ever: nobody asks again whether a pinned page is lost. */
+TEST_F_TIMEOUT(iommu, a_driver_goes_on_with_what_a_device_has, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	char *buf = malloc(psize());
+	int access;
+
+	ASSERT_NE(NULL, buf);
+	if (self->nr_ways <= BY_FILE)
+		SKIP(return, "this kernel lacks IOMMU_IOAS_MAP_FILE");
+	ASSERT_EQ(0, attach_device(self));
+	access = open_access(self);
+	ASSERT_LE(0, access);
+	ASSERT_EQ(0, iommu_map(self, BY_FILE, nr, 1));
+	lose(_metadata, s, nr);
+	EXPECT_EQ(0, access_read(self, access, nr, buf));
+	EXPECT_TRUE(page_is_intact(buf, nr));
+	close(access);
+	free(buf);
+	close_iommu(_metadata, self);
 }
 
 /*
@@ -2273,6 +2867,47 @@ TEST_F(accounted, a_read_returns_the_hugepage_in_front_of_the_lost_page)
 	EXPECT_EQ(EIO, errno);
 	EXPECT_EQ(s->nr_raw * ps, lseek(s->fd, 0, SEEK_CUR));
 	free(buf);
+}
+
+TEST_F(accounted, a_refused_udmabuf_does_not_hold_the_hugepage_before_the_lost_page)
+{
+	struct subject *s = &self->s;
+	struct {
+		struct udmabuf_create_list head;
+		struct udmabuf_create_item item[2];
+	} list = { .head.count = 2 };
+	struct udmabuf_create create;
+	int fd;
+
+	fd = open("/dev/udmabuf", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "needs CONFIG_UDMABUF");
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
+	ASSERT_EQ(0, fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK));
+	lose(_metadata, s, s->nr_raw);
+
+	create = (struct udmabuf_create) {
+		.memfd = s->fd,
+		.offset = s->size - psize(),
+		.size = 2 * psize(),
+	};
+	errno = 0;
+	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE, &create));
+	EXPECT_EQ(EHWPOISON, errno);
+	list.item[0] = (struct udmabuf_create_item) {
+		.memfd = s->fd,
+		.offset = s->size - psize(),
+		.size = psize(),
+	};
+	list.item[1] = list.item[0];
+	list.item[1].offset = s->size;
+	errno = 0;
+	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE_LIST, &list));
+	EXPECT_EQ(EHWPOISON, errno);
+
+	EXPECT_EQ(0, punch(s, 0, s->size));
+	expect_pool(_metadata, s, 0, 1);
+	close(fd);
 }
 
 TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)

@@ -33,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -40,6 +41,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <lib/test_hmm_uapi.h>
 #include "machine_check.h"
 #include "vm_util.h"
 
@@ -1528,6 +1530,31 @@ static inline void destroy_ring(struct ring *r)
 	munmap(r->mem, r->params.cq_off.cqes +
 	       r->params.cq_entries * sizeof(struct io_uring_cqe));
 	close(r->fd);
+}
+
+/* A device that mirrors the page tables of the process that has opened it. */
+static inline int open_mirror(void)
+{
+	return open("/dev/hmm_dmirror0", O_RDWR);
+}
+
+/*
+ * Let it read or write @npages from @addr, or look at them.  It asks the kernel for
+ * those that it doesn't have: *@faults tells how often, if that is of interest.
+ */
+static inline int mirror(int fd, unsigned long request, const char *addr, void *buf,
+			 unsigned long npages, unsigned long *faults)
+{
+	struct hmm_dmirror_cmd cmd = {
+		.addr = (uintptr_t)addr,
+		.ptr = (uintptr_t)buf,
+		.npages = npages,
+	};
+	int ret = ioctl(fd, request, &cmd) ? -errno : 0;
+
+	if (faults)
+		*faults = cmd.faults;
+	return ret;
 }
 
 /* For tests that could not: give back what they have taken. */

@@ -26,18 +26,18 @@
  *			- It has done so while the thread was in guest mode.  KVM sees
  *			  to it as if it had happened in user mode, and KVM_RUN
  *			  fails with EINTR when the handler has returned.
- *			- The guest has touched a page already known as lost, around
- *			  which KVM has nothing mapped as yet.  KVM_RUN ends likewise.
+ *			- The guest has touched a page already known as lost, which
+ *			  KVM never maps.  KVM_RUN ends likewise.
  * BUS_MCEERR_AO	"action optional": nobody has used the page so far.  Only the
  *			thread hears of it that has asked for PR_MCE_KILL_EARLY, which
  *			is some thread of the VMM, and rarely one with a vCPU.
  *
- * What KVM maps
+ * The pages that KVM maps
  *
- * Around lost pages the same hugepages as ever, once the guest touches a healthy one.
- * From then on nothing but the hardware stops the guest at a lost page.  That is why
- * simulated errors, which the hardware doesn't know of, are met here in hugepages
- * that KVM has yet to map.
+ * From the moment a page is lost KVM maps the largest blocks around it that contain no
+ * lost page.  A guest that touches a lost page ends KVM_RUN with SIGBUS, as often as it
+ * does so, and never with a machine check: it makes no difference whether the hardware
+ * knows of the error.  ../hugetlb_lost_pages_test.c is about that.
  *
  * The rules for threads
  *
@@ -55,34 +55,13 @@
  * - KVM_X86_SET_MCE while the guest is still busy with the previous machine check
  *   shuts the guest down, as hardware would.
  */
-#include <fcntl.h>
-#include <linux/memfd.h>
-#include <linux/sizes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
-#include <unistd.h>
 
-#include "../../mm/machine_check.h"
-#include "kvm_test_harness.h"
-#include "kvm_util.h"
+#include "hugetlb_mfr.h"
 #include "mce.h"
 #include "processor.h"
-#include "test_util.h"
-
-#ifndef MFD_MF_KEEP_UE_MAPPED
-#define MFD_MF_KEEP_UE_MAPPED	0x0020U
-#endif
-
-/* Clearing and comparing 1 GiB takes its time on an emulated CPU. */
-#define SLOW			600
-
-#define CORRUPT_PFN		"/sys/kernel/debug/hwpoison/corrupt-pfn"
-#define UNPOISON_PFN		"/sys/kernel/debug/hwpoison/unpoison-pfn"
 
 /* Where the guest has the memory under test, in both of its address spaces. */
 #define MEM_SLOT		1
@@ -124,7 +103,7 @@ static struct {
 	u64 nr;
 } order;
 
-/* What its machine check handler has noted. */
+/* The notes of its machine check handler. */
 static u64 guest_lost[MAX_PAGES / 64];
 static u64 guest_nr_mce;
 
@@ -216,6 +195,7 @@ static u64 guest_check(void)
 		if (has_lost(page))
 			continue;
 		if (is_stack(page)) {
+			READ_ONCE(*word);
 			nr_good++;
 			continue;
 		}
@@ -261,18 +241,12 @@ static void guest_code(void)
  * The VMM
  */
 struct vmm {
-	int fd;			/* the guest's memory */
-	char *mem;
-	u64 hugepage;		/* the size of one */
-	u64 nr_huge;
-	u64 nr_pages;		/* of 4 KiB, in all of them */
-	u64 pfn[4];		/* of the first page of each hugepage */
+	struct subject s;	/* the guest's memory */
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
-	/* What happens to a page when the guest is going to use it. */
-	void (*happens)(struct vmm *vmm, u64 page);
-	int monitor;
-	/* What another thread knows as lost, and the guest is to hear of; or NONE. */
+	/* Called for a page that the guest is going to use. */
+	void (*happens)(struct subject *s, u64 page);
+	/* A lost page that another thread wants the guest to hear of, or NONE. */
 	atomic_ulong told;
 };
 
@@ -282,7 +256,7 @@ struct vmm {
 static atomic_ulong lost[MAX_PAGES / 64];
 static atomic_ulong nr_lost;
 
-/* What the handler must know of the guest's memory. */
+/* The guest's memory, for the handler. */
 static struct {
 	uintptr_t start;
 	u64 size;
@@ -298,7 +272,7 @@ static __thread struct {
 	u64 page;
 } required;
 
-/* What signals this thread has had, and what the last one said: for the tests. */
+/* The number of signals this thread has had, and the last one: for the tests. */
 static __thread struct {
 	u64 page;
 	int lsb;
@@ -367,7 +341,7 @@ static void hand_over(struct kvm_vcpu *vcpu, u64 page, u64 mcg_status, u64 statu
 	vcpu_ioctl(vcpu, KVM_X86_SET_MCE, &mce);
 }
 
-/* What the guest has yet to hear of, one at a time. */
+/* Tell the guest of the losses it has yet to hear of, one at a time. */
 static void hand_over_all(struct vmm *vmm)
 {
 	struct kvm_vcpu *vcpu = vmm->vcpu;
@@ -417,7 +391,7 @@ static bool run_guest(struct vmm *vmm, u64 *result)
 			memcpy(&page, (char *)run + run->io.data_offset, sizeof(page));
 			/* First of all let it be behind this instruction. */
 			vcpu_run_complete_io(vcpu);
-			vmm->happens(vmm, page);
+			vmm->happens(&vmm->s, page);
 			continue;
 		}
 
@@ -451,18 +425,18 @@ static u64 number_of_machine_checks(struct vmm *vmm)
 /* A virtual machine with the hugepages in it, which may have been in another one. */
 static void create_vm(struct vmm *vmm)
 {
-	u64 size = vmm->nr_huge * vmm->hugepage, mcg_cap, unused;
+	struct subject *s = &vmm->s;
+	u64 size = s->nr_huge * s->hugepage, mcg_cap, unused;
 	struct kvm_regs regs;
 
-	vmm->mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->fd, 0);
-	TEST_ASSERT(vmm->mem != MAP_FAILED, "mmap");
-	guest_memory.start = (uintptr_t)vmm->mem;
+	map_file(s);
+	guest_memory.start = (uintptr_t)s->mem;
 	guest_memory.size = size;
 
 	vmm->vm = vm_create_with_one_vcpu(&vmm->vcpu, guest_code);
-	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, size, vmm->mem);
+	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, size, s->mem);
 	virt_map_level(vmm->vm, MEM_BASE, MEM_BASE, size,
-		       vmm->hugepage == SZ_1G ? PG_LEVEL_1G : PG_LEVEL_2M);
+		       s->hugepage == SZ_1G ? PG_LEVEL_1G : PG_LEVEL_2M);
 
 	kvm_ioctl(vmm->vm->kvm_fd, KVM_X86_GET_MCE_CAP_SUPPORTED, &mcg_cap);
 	mcg_cap &= MCG_CTL_P | MCG_SER_P;
@@ -483,251 +457,79 @@ static void create_vm(struct vmm *vmm)
 static void destroy_vm(struct vmm *vmm)
 {
 	kvm_vm_free(vmm->vm);
-	munmap(vmm->mem, guest_memory.size);
+	munmap(vmm->s.mem, guest_memory.size);
 	vmm->vm = NULL;
 }
 
 /*
  * The tests
  */
-static u64 read_number(const char *path)
+/* The page was lost before, */
+static void nothing(struct subject *s, u64 page)
 {
-	u64 n = 0;
-	FILE *f = fopen(path, "r");
-
-	TEST_ASSERT(f && fscanf(f, "%lu", &n) == 1, "can't read %s", path);
-	fclose(f);
-	return n;
-}
-
-static bool write_number(const char *path, u64 n)
-{
-	FILE *f = fopen(path, "w");
-	bool ok;
-
-	if (!f)
-		return false;
-	ok = fprintf(f, "%lu\n", n) > 0;
-	return !fclose(f) && ok;
-}
-
-static const char *pool(u64 hugepage, const char *name)
-{
-	static char path[128];
-
-	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/%s",
-		 hugepage / 1024, name);
-	return path;
-}
-
-static u64 hardware_corrupted(void)
-{
-	FILE *f = fopen("/proc/meminfo", "r");
-	char line[128];
-	u64 kb = 0;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "HardwareCorrupted: %lu kB", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
-static u64 pfn_of(struct vmm *vmm, u64 page)
-{
-	u64 nr = vmm->hugepage / PAGE_SIZE;
-
-	return vmm->pfn[page / nr] + page % nr;
 }
 
 /*
- * All mappings of the page go, as they do for a balloon, a migration or a new VMM on
- * the same memory: so it is KVM's fault handling that meets what is lost.
+ * or that, and then all mappings of it went, as they do for a balloon, a migration or a
+ * new VMM on the same memory.
  */
-static void unmap(struct vmm *vmm, u64 page)
+static void unmap(struct subject *s, u64 page)
 {
-	char *hugepage = vmm->mem + (page * PAGE_SIZE & -vmm->hugepage);
-
-	TEST_ASSERT(!madvise(hugepage, vmm->hugepage, MADV_DONTNEED), "MADV_DONTNEED");
+	unmap_all(s);
 }
 
-/* Only what KVM has mapped goes, as it does when memory is plugged and unplugged. */
-static void unmap_stage_2(struct vmm *vmm, u64 page)
-{
-	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, 0, NULL);
-	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, guest_memory.size,
-				  vmm->mem);
-}
-
-/* An error that nobody has heard of yet: the guest is the first to use the page. */
-static void lose_by_corrupt_pfn(struct vmm *vmm, u64 page)
-{
-	TEST_ASSERT(write_number(CORRUPT_PFN, pfn_of(vmm, page)), CORRUPT_PFN);
-	unmap(vmm, page);
-}
-
-/*
- * A machine check.  The guest wants a device of the VMM to use the page, say, to write
- * it to a disk.  (A machine check injected while the guest itself is running would be
- * the guest's, for that is a CPU, too, to the emulator.)
- */
-static void lose_by_mce(struct vmm *vmm, u64 page)
-{
-	int cpu[2], error;
-
-	TEST_ASSERT(mce_cpus(cpu), "no CPUs without ticks");
-	error = mce_consume(vmm->monitor, MCE_LOAD, vmm->mem + page * PAGE_SIZE,
-			    pfn_of(vmm, page), cpu[0]);
-	TEST_ASSERT(!error, "The machine check did not come: %s", strerror(-error));
-}
-
-#define MAX_ERRORS	100
-
-struct subject {
-	struct vmm vmm;
-	bool for_ever;			/* no unpoisoning after machine checks */
-	u64 nr_hugepages;		/* in the pool, before, */
-	u64 nr_hugepages_with;		/* and with those of the test */
-	u64 corrupted;
-	u64 poisoned[MAX_ERRORS];	/* pfns */
-	u64 head[MAX_ERRORS];		/* their hugepages' */
-	u64 nr_poisoned;
-};
-
-static void setup_subject(struct __test_metadata *_metadata, struct subject *s,
-			  u64 hugepage, u64 nr_huge,
-			  void (*happens)(struct vmm *vmm, u64 page))
+static void setup(struct __test_metadata *_metadata, struct vmm *vmm, u64 hugepage,
+		  u64 nr_huge, bool for_real)
 {
 	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
 	struct sigaction kick = { .sa_handler = on_kick };
-	struct vmm *vmm = &s->vmm;
-	int cpu[2];
 
-	vmm->fd = -1;
-	vmm->monitor = -1;
-	vmm->hugepage = hugepage;
-	vmm->nr_huge = nr_huge;
-	vmm->nr_pages = nr_huge * hugepage / PAGE_SIZE;
-	vmm->happens = happens;
-	s->for_ever = happens == lose_by_mce;
-
-	if (access(CORRUPT_PFN, W_OK) || access(UNPOISON_PFN, W_OK))
-		SKIP(return, "needs root, debugfs and hwpoison-inject");
+	vmm->happens = lose_page;
 	if (!kvm_is_tdp_enabled())
 		SKIP(return, "needs page tables of two stages");
-	if (s->for_ever) {
-		vmm->monitor = mce_open_monitor();
-		if (vmm->monitor < 0 || !mce_cpus(cpu))
-			SKIP(return, "needs QEMU's monitor, see mm/machine_check.h");
-	}
-	if (access(pool(hugepage, "nr_hugepages"), W_OK))
-		SKIP(return, "no hugepages of %lu kB here", hugepage / 1024);
-
-	s->nr_hugepages = read_number(pool(hugepage, "nr_hugepages"));
-	s->nr_hugepages_with = s->nr_hugepages + nr_huge;
-	write_number(pool(hugepage, "nr_hugepages"), s->nr_hugepages_with);
-	if (read_number(pool(hugepage, "nr_hugepages")) != s->nr_hugepages_with)
-		SKIP(return, "can't get %lu hugepages of %lu kB", nr_huge, hugepage / 1024);
-	s->corrupted = hardware_corrupted();
+	setup_subject(_metadata, &vmm->s, hugepage, nr_huge, for_real);
 	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
 	ASSERT_EQ(0, sigaction(SIGUSR1, &kick, NULL));
 }
 
-/* It is the parent's: a test that failed has let go of its memory, too. */
-static void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
-{
-	int tries;
-	u64 i;
-
-	if (!s->nr_hugepages_with)
-		return;
-	/* A worker may be busy releasing it. */
-	for (tries = 0; tries < 100 && !s->for_ever; tries++) {
-		for (i = 0; i < s->nr_poisoned; i++)
-			if (!write_number(UNPOISON_PFN, s->poisoned[i]))
-				write_number(UNPOISON_PFN, s->head[i]);
-		if (hardware_corrupted() == s->corrupted)
-			break;
-		usleep(20000);
-	}
-	if (!s->for_ever)
-		EXPECT_EQ(s->corrupted, hardware_corrupted());
-	write_number(pool(s->vmm.hugepage, "nr_hugepages"), s->nr_hugepages);
-}
-
-static void start_guest(struct __test_metadata *_metadata, struct subject *s,
+static void start_guest(struct __test_metadata *_metadata, struct vmm *vmm,
 			unsigned int flags)
-{
-	struct vmm *vmm = &s->vmm;
-	u64 unused, entry, i;
-	char *mem;
-	int fd;
-
-	flags |= MFD_HUGETLB | __builtin_ctzl(vmm->hugepage) << MFD_HUGE_SHIFT;
-	vmm->fd = memfd_create("guest", flags);
-	if (vmm->fd < 0 && errno == EINVAL) {
-		/* An older kernel.  The guest may be lucky, and have no errors. */
-		vmm->fd = memfd_create("guest", flags & ~MFD_MF_KEEP_UE_MAPPED);
-		TH_LOG("no MFD_MF_KEEP_UE_MAPPED here: an error will take a whole hugepage");
-	}
-	ASSERT_LE(0, vmm->fd);
-	ASSERT_EQ(0, ftruncate(vmm->fd, vmm->nr_huge * vmm->hugepage));
-
-	/* Where it is, for the injectors. */
-	mem = mmap(NULL, vmm->nr_huge * vmm->hugepage, PROT_READ | PROT_WRITE,
-		   MAP_SHARED | MAP_POPULATE, vmm->fd, 0);
-	ASSERT_NE(MAP_FAILED, mem);
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	for (i = 0; i < vmm->nr_huge; i++) {
-		ASSERT_EQ(sizeof(entry),
-			  pread(fd, &entry, sizeof(entry),
-				((uintptr_t)mem + i * vmm->hugepage) / PAGE_SIZE * sizeof(entry)));
-		vmm->pfn[i] = entry & ((1ULL << 55) - 1);
-		ASSERT_NE(0, vmm->pfn[i]);
-	}
-	close(fd);
-	munmap(mem, vmm->nr_huge * vmm->hugepage);
-
-	create_vm(vmm);
-	ASSERT_TRUE(let_guest(vmm, FILL, 0, vmm->nr_pages, &unused));
-}
-
-/* In stage 2 there is an entry for each hugepage, and nothing smaller for any of it. */
-static void expect_huge(struct __test_metadata *_metadata, struct vmm *vmm)
-{
-	EXPECT_EQ(vmm->hugepage == SZ_1G ? vmm->nr_huge : 0, vm_get_stat(vmm->vm, pages_1g));
-	EXPECT_EQ(vmm->hugepage == SZ_2M ? vmm->nr_huge : 0, vm_get_stat(vmm->vm, pages_2m));
-}
-
-static void note_poison(struct subject *s, u64 page)
-{
-	struct vmm *vmm = &s->vmm;
-
-	s->poisoned[s->nr_poisoned] = pfn_of(vmm, page);
-	s->head[s->nr_poisoned] = vmm->pfn[page * PAGE_SIZE / vmm->hugepage];
-	s->nr_poisoned++;
-}
-
-/* The guest uses @page, which is lost at that moment. Returns if it lives. */
-static bool lose(struct subject *s, u64 page)
 {
 	u64 unused;
 
-	note_poison(s, page);
-	return let_guest(&s->vmm, USE, page, 1, &unused);
+	make_file(_metadata, &vmm->s, flags);
+	create_vm(vmm);
+	ASSERT_TRUE(let_guest(vmm, FILL, 0, vmm->s.nr_pages, &unused));
+}
+
+/* The guest uses @page, which is lost at that moment. Returns if it lives. */
+static bool lose(struct vmm *vmm, u64 page)
+{
+	u64 unused;
+
+	return let_guest(vmm, USE, page, 1, &unused);
+}
+
+/* All of its memory but what was lost is there, and KVM maps it as it should. */
+static void expect_healthy(struct __test_metadata *_metadata, struct vmm *vmm)
+{
+	u64 nr_good;
+
+	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->s.nr_pages, &nr_good));
+	EXPECT_EQ(vmm->s.nr_pages - vmm->s.nr_lost, nr_good);
+	expect_exact_entries(_metadata, &vmm->s, vmm->vm);
 }
 
 /* The same, and all that must be right then. */
-static void lose_one_page(struct __test_metadata *_metadata, struct subject *s, u64 page)
+static void lose_one_page(struct __test_metadata *_metadata, struct vmm *vmm, u64 page)
 {
-	struct vmm *vmm = &s->vmm;
+	struct subject *s = &vmm->s;
 	u64 before = number_of_machine_checks(vmm), nr_good;
 	u64 first = page ? page - 1 : 0;
-	u64 nr = min(page + 2, vmm->nr_pages) - first;
+	u64 nr = min(page + 2, s->nr_pages) - first;
 
 	hit.nr = 0;
-	ASSERT_TRUE(lose(s, page))
+	ASSERT_TRUE(lose(vmm, page))
 		TH_LOG("the guest is dead: with page %lu it has lost page %lu, its stack",
 		       page, hit.page);
 
@@ -735,32 +537,22 @@ static void lose_one_page(struct __test_metadata *_metadata, struct subject *s, 
 	EXPECT_EQ(1, hit.nr);
 	EXPECT_EQ(page, hit.page);
 	EXPECT_EQ(PAGE_SHIFT, hit.lsb);
-	EXPECT_EQ(s->nr_poisoned, nr_lost);
+	EXPECT_EQ(s->nr_lost, nr_lost);
 	EXPECT_EQ(before + 1, number_of_machine_checks(vmm));
-	EXPECT_EQ(s->corrupted + s->nr_poisoned * PAGE_SIZE / 1024, hardware_corrupted());
+	expect_corrupted(_metadata, s);
 
-	/* The error itself has unmapped nothing: where a test did, KVM has to fault. */
-	if (vmm->happens == lose_by_mce)
-		expect_huge(_metadata, vmm);
-	/* The pages on both sides are there, and in the same hugepage as before. */
+	/* The pages on both sides are there. */
 	ASSERT_TRUE(let_guest(vmm, CHECK, first, nr, &nr_good));
 	EXPECT_EQ(nr - 1, nr_good);
-	expect_huge(_metadata, vmm);
 
 	/* One page that went wrong says enough. */
 	if (_metadata->exit_code)
 		ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
 }
 
-/* The @i-th of @nr pages that lie apart, the first and the last one among them. */
-static u64 nth_page(struct vmm *vmm, u64 i, u64 nr)
-{
-	return i * (vmm->nr_pages - 1) / (nr - 1);
-}
-
 /* Errors that are found in the background, and a VMM of two threads. */
 FIXTURE(warned_guest) {
-	struct subject s;
+	struct vmm vmm;
 };
 
 FIXTURE_VARIANT(warned_guest) {
@@ -778,12 +570,12 @@ FIXTURE_VARIANT_ADD(warned_guest, corrupt_pfn_1g) {
 
 FIXTURE_SETUP(warned_guest)
 {
-	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge, unmap);
+	setup(_metadata, &self->vmm, variant->hugepage, variant->nr_huge, false);
 }
 
 FIXTURE_TEARDOWN_PARENT(warned_guest)
 {
-	teardown_subject(_metadata, &self->s);
+	teardown_subject(_metadata, &self->vmm.s);
 }
 
 static void *run_vcpu(void *arg)
@@ -797,31 +589,28 @@ static void *run_vcpu(void *arg)
 
 TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
 {
-	struct subject *s = &self->s;
-	struct vmm *vmm = &s->vmm;
+	struct vmm *vmm = &self->vmm;
 	const u64 nr = 10;
 	pthread_t thread;
-	u64 i, nr_good;
 	void *lives;
+	u64 i;
 
-	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	start_guest(_metadata, vmm, MFD_MF_KEEP_UE_MAPPED);
 	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
 
 	for (i = 0; i < nr; i++) {
-		u64 page = nth_page(vmm, i, nr);
+		u64 page = nth_page(&vmm->s, i, nr);
 
 		hit.nr = 0;
 		ASSERT_EQ(0, pthread_create(&thread, NULL, run_vcpu, vmm));
 		usleep(10000);
 
 		/* This thread has asked for it, and hears of it. */
-		note_poison(s, page);
-		ASSERT_TRUE(write_number(CORRUPT_PFN, pfn_of(vmm, page)));
+		lose_page(&vmm->s, page);
 		EXPECT_EQ(1, hit.nr);
 		EXPECT_EQ(page, hit.page);
 		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
 		EXPECT_EQ(i + 1, nr_lost);
-		expect_huge(_metadata, vmm);
 
 		/* It leaves a note, and makes the vCPU's thread look at it. */
 		vmm->told = hit.page;
@@ -833,17 +622,15 @@ TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
 		EXPECT_EQ(i + 1, number_of_machine_checks(vmm));
 	}
 
-	/* What the guest doesn't use costs it nothing else. */
+	/* The guest loses nothing else. */
 	hit.nr = 0;
-	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
-	EXPECT_EQ(vmm->nr_pages - nr, nr_good);
+	expect_healthy(_metadata, vmm);
 	EXPECT_EQ(0, hit.nr);
-	expect_huge(_metadata, vmm);
 }
 
-/* What the flag is for: a guest without it. */
+/* A guest without the flag. */
 FIXTURE(plain_guest) {
-	struct subject s;
+	struct vmm vmm;
 };
 
 FIXTURE_VARIANT(plain_guest) {
@@ -861,23 +648,21 @@ FIXTURE_VARIANT_ADD(plain_guest, corrupt_pfn_1g) {
 
 FIXTURE_SETUP(plain_guest)
 {
-	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge,
-		      lose_by_corrupt_pfn);
+	setup(_metadata, &self->vmm, variant->hugepage, variant->nr_huge, false);
 }
 
 FIXTURE_TEARDOWN_PARENT(plain_guest)
 {
-	teardown_subject(_metadata, &self->s);
+	teardown_subject(_metadata, &self->vmm.s);
 }
 
 TEST_F_TIMEOUT(plain_guest, dies_of_the_first_error, SLOW)
 {
-	struct subject *s = &self->s;
-	struct vmm *vmm = &s->vmm;
+	struct vmm *vmm = &self->vmm;
 
-	start_guest(_metadata, s, 0);
+	start_guest(_metadata, vmm, 0);
 	hit.nr = 0;
-	EXPECT_FALSE(lose(s, vmm->nr_pages / vmm->nr_huge - 1));
+	EXPECT_FALSE(lose(vmm, vmm->s.nr_pages / vmm->s.nr_huge - 1));
 	/* The page that it used, and when it was told of that, its stack. */
 	EXPECT_EQ(2, hit.nr);
 	EXPECT_EQ(STACK_FIRST + STACK_PAGES - 1, hit.page);
@@ -885,119 +670,114 @@ TEST_F_TIMEOUT(plain_guest, dies_of_the_first_error, SLOW)
 
 /* A guest that runs into one error after the other. */
 FIXTURE(guest) {
-	struct subject s;
+	struct vmm vmm;
 };
 
 FIXTURE_VARIANT(guest) {
 	u64 hugepage;
 	u64 nr_huge;
-	void (*happens)(struct vmm *vmm, u64 page);
+	bool for_real;
 };
 
 /* After a machine check nothing can be unpoisoned any more, so these come last. */
 FIXTURE_VARIANT_ADD(guest, corrupt_pfn_2m) {
-	.hugepage = SZ_2M, .nr_huge = 4, .happens = lose_by_corrupt_pfn,
+	.hugepage = SZ_2M, .nr_huge = 4,
 };
 
 FIXTURE_VARIANT_ADD(guest, corrupt_pfn_1g) {
-	.hugepage = SZ_1G, .nr_huge = 1, .happens = lose_by_corrupt_pfn,
+	.hugepage = SZ_1G, .nr_huge = 1,
 };
 
 FIXTURE_VARIANT_ADD(guest, mce_2m) {
-	.hugepage = SZ_2M, .nr_huge = 4, .happens = lose_by_mce,
+	.hugepage = SZ_2M, .nr_huge = 4, .for_real = true,
 };
 
 FIXTURE_VARIANT_ADD(guest, mce_1g) {
-	.hugepage = SZ_1G, .nr_huge = 1, .happens = lose_by_mce,
+	.hugepage = SZ_1G, .nr_huge = 1, .for_real = true,
 };
 
 FIXTURE_SETUP(guest)
 {
-	setup_subject(_metadata, &self->s, variant->hugepage, variant->nr_huge,
-		      variant->happens);
+	setup(_metadata, &self->vmm, variant->hugepage, variant->nr_huge, variant->for_real);
 }
 
 FIXTURE_TEARDOWN_PARENT(guest)
 {
-	teardown_subject(_metadata, &self->s);
+	teardown_subject(_metadata, &self->vmm.s);
 }
 
 /* A hundred errors, in one guest's life, cost it a hundred pages. */
 TEST_F_TIMEOUT(guest, loses_a_hundred_pages_to_a_hundred_errors, SLOW)
 {
-	struct subject *s = &self->s;
-	struct vmm *vmm = &s->vmm;
-	u64 i, nr_good;
+	struct vmm *vmm = &self->vmm;
+	struct subject *s = &vmm->s;
 	int tries;
+	u64 i;
 
-	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	expect_huge(_metadata, vmm);
+	start_guest(_metadata, vmm, MFD_MF_KEEP_UE_MAPPED);
+	expect_healthy(_metadata, vmm);
 	for (i = 0; i < MAX_ERRORS; i++)
-		lose_one_page(_metadata, s, nth_page(vmm, i, MAX_ERRORS));
+		lose_one_page(_metadata, vmm, nth_page(s, i, MAX_ERRORS));
 
 	/* All of its other memory is right. */
-	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
-	EXPECT_EQ(vmm->nr_pages - MAX_ERRORS, nr_good);
+	expect_healthy(_metadata, vmm);
 	EXPECT_EQ(MAX_ERRORS, number_of_machine_checks(vmm));
-	expect_huge(_metadata, vmm);
-	EXPECT_EQ(s->nr_hugepages_with, read_number(pool(vmm->hugepage, "nr_hugepages")));
+	EXPECT_EQ(s->nr_hugepages_with, read_number(pool(s->hugepage, "nr_hugepages")));
 
-	/* At the end its hugepages leave the pool.  What was lost stays so. */
+	/* At the end its hugepages leave the pool.  Lost pages stay lost. */
 	destroy_vm(vmm);
-	close(vmm->fd);
+	close(s->fd);
 	for (tries = 0; tries < 250; tries++) {
-		if (read_number(pool(vmm->hugepage, "nr_hugepages")) == s->nr_hugepages)
+		if (read_number(pool(s->hugepage, "nr_hugepages")) == s->nr_hugepages)
 			break;
 		usleep(20000);
 	}
-	EXPECT_EQ(s->nr_hugepages, read_number(pool(vmm->hugepage, "nr_hugepages")));
-	EXPECT_EQ(s->corrupted + MAX_ERRORS * PAGE_SIZE / 1024, hardware_corrupted());
+	EXPECT_EQ(s->nr_hugepages, read_number(pool(s->hugepage, "nr_hugepages")));
+	expect_corrupted(_metadata, s);
 }
 
-/* The guest uses all @nr pages known as lost, and has to be told of each again. */
-static void use_lost_pages(struct __test_metadata *_metadata, struct subject *s, u64 nr)
+/* The guest uses all pages known as lost, and has to be told of each again. */
+static void use_lost_pages(struct __test_metadata *_metadata, struct vmm *vmm)
 {
-	struct vmm *vmm = &s->vmm;
 	u64 before = number_of_machine_checks(vmm);
-	u64 i, nr_good, unused;
+	struct subject *s = &vmm->s;
+	u64 i, unused;
 
-	for (i = 0; i < nr; i++) {
+	for (i = 0; i < s->nr_lost; i++) {
 		hit.nr = 0;
-		ASSERT_TRUE(let_guest(vmm, USE, nth_page(vmm, i, nr), 1, &unused));
+		ASSERT_TRUE(let_guest(vmm, USE, s->lost[i], 1, &unused));
 		ASSERT_EQ(1, hit.nr);
-		EXPECT_EQ(nth_page(vmm, i, nr), hit.page);
+		EXPECT_EQ(s->lost[i], hit.page);
 		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
 		EXPECT_EQ(before + i + 1, number_of_machine_checks(vmm));
 	}
 
-	/* That was all, and for the kernel it was nothing new. */
-	EXPECT_EQ(nr, nr_lost);
-	EXPECT_EQ(s->corrupted + nr * PAGE_SIZE / 1024, hardware_corrupted());
-	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->nr_pages, &nr_good));
-	EXPECT_EQ(vmm->nr_pages - nr, nr_good);
-	expect_huge(_metadata, vmm);
+	/* The kernel has recorded nothing new. */
+	EXPECT_EQ(s->nr_lost, nr_lost);
+	expect_corrupted(_metadata, s);
+	expect_healthy(_metadata, vmm);
 }
 
 /* A VMM that was restarted, or handed the memory by another one. */
 TEST_F_TIMEOUT(guest, hears_of_what_the_one_before_it_lost, SLOW)
 {
-	struct subject *s = &self->s;
-	struct vmm *vmm = &s->vmm;
+	struct vmm *vmm = &self->vmm;
 	const u64 nr = 6;
-	u64 i;
+	u64 i, nr_good;
 
-	start_guest(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	start_guest(_metadata, vmm, MFD_MF_KEEP_UE_MAPPED);
 	for (i = 0; i < nr; i++)
-		lose_one_page(_metadata, s, nth_page(vmm, i, nr));
+		lose_one_page(_metadata, vmm, nth_page(&vmm->s, i, nr));
 	destroy_vm(vmm);
 	create_vm(vmm);
 
-	/* There are no new errors now.  Neither the VMM nor KVM has mapped anything, */
+	/* There are no new errors now, only old ones: in memory that is mapped nowhere, */
 	vmm->happens = unmap;
-	use_lost_pages(_metadata, s, nr);
-	/* and then the VMM has, and KVM hasn't. */
-	vmm->happens = unmap_stage_2;
-	use_lost_pages(_metadata, s, nr);
+	use_lost_pages(_metadata, vmm);
+	/* and in memory that KVM maps all around the lost pages. */
+	vmm->happens = nothing;
+	ASSERT_TRUE(let_guest(vmm, CHECK, 0, vmm->s.nr_pages, &nr_good));
+	use_lost_pages(_metadata, vmm);
 }
 
 TEST_HARNESS_MAIN
