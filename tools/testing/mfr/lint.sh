@@ -139,7 +139,9 @@ build_sparse() {
 	make -C "$sparse" -j"$JOBS" sparse >"$sparse/build.log" 2>&1 ||
 		die "building sparse failed, see $sparse/build.log"
 }
-objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' | sed 's/c$/o/')
+objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' |
+	grep -v "^arch/" | sed 's/c$/o/'
+	git -C "$TREE" diff --name-only base HEAD -- "arch/$SRCARCH/*.c" | sed 's/c$/o/')
 # What rb_link_node_rcu() gives wherever it is used
 noise='^rbtree.h: error: incompatible types in comparison expression'
 sparse() {	# sparse stock|patched SOURCE OBJECTS
