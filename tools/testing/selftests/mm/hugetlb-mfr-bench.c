@@ -975,7 +975,7 @@ TEST_F_TIMEOUT(guest, hugepages, SLOW)
 			     "pages_2m", "guest_fault_2M");
 }
 
-/* What is left of a hugepage, page by page. */
+/* The rest of a hugepage, page by page. */
 TEST_F_TIMEOUT(guest, damaged_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
