@@ -125,7 +125,7 @@ has_half() {
 }
 all=$(ls "$series"/*.patch | grep -v '/0000-')
 [ -n "$KSRC" ] || {
-	has one source_with "$(ls "$series"/*-vhost_task-*)"
+	has one source_with "$(ls "$series"/*-futex-*)"
 	has all source_with "$all"
 	has parts has_half
 }
