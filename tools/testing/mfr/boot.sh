@@ -5,7 +5,8 @@
 # Boot a kernel under QEMU's TCG and run the commands in it, on Arm's CPUs, Intel's, or
 # AMD's if NAME ends in -amd, or in -kvm: those that can have guests; check-peers.sh's
 # machine if NAME begins with peers, run-guest.sh's if it begins with guest, one whose
-# clock counts instructions if it begins with bench.
+# clock counts instructions if it begins with bench.  One whose NAME has copy in it can
+# have machine checks at exact instructions of its kernel: see mce-at.c.
 # Leaves in $O/runs/NAME-KERNEL: what was run (command, config, versions), console.log,
 # and results: what the machine has written to its second serial line. Fails if the
 # machine hangs, panics, warns or doesn't get to its end. Without commands: a shell on
@@ -26,7 +27,7 @@ echo "verdict missing" >"$run/results"
 append="panic=-1 oops=panic panic_on_warn=1 loglevel=6"
 append="$append hung_task_panic=1 softlockup_panic=1"
 initramfs=initramfs memory=8G first_node=4G second_node=4G
-accel=tcg,thread=multi cpus=4 console=ttyS0 khz=
+accel=tcg,thread=multi cpus=4 console=ttyS0 mce_at='' khz=
 case $name in
 # A nanosecond for each instruction, and nothing that differs between two runs: no
 # random numbers, no other clocks, no messages on the console. Machine checks have those
@@ -97,6 +98,13 @@ x86)
 		-mon chardev=monitor,mode=readline
 		-chardev socket,id=line,path=$line/monitor
 		-device virtio-serial-pci -device virtserialport,chardev=line"
+	case $name in
+	*copy*)	machine="$machine
+		-chardev socket,id=gdb,path=$line/gdb,server=on,wait=off -gdb chardev:gdb
+		-chardev socket,id=at,path=$line/at,server=on,wait=off
+		-device virtserialport,chardev=at"
+		mce_at=$O/mce-at ;;
+	esac
 	results="-serial file:$run/results" ;;
 esac
 qemu="$machine -accel $accel -smp $cpus -m $memory
@@ -106,6 +114,7 @@ qemu="$machine -accel $accel -smp $cpus -m $memory
 	-kernel $dir/$image -initrd $O/$BASE$suffix/$initramfs.cpio"
 
 if [ -z "$commands" ]; then
+	[ -z "$mce_at" ] || "$mce_at" "$line/gdb" "$line/at" &
 	$qemu -append "$append mfr_shell" -serial stdio -serial null
 	exit
 fi
@@ -118,6 +127,9 @@ cp "$dir/config" "$run/config"
 	sha256sum "$dir/$image" "$O/$BASE$suffix/$initramfs.cpio"
 	echo "$qemu -append '$append mfr=\"$commands\"'"
 } >"$run/what"
+
+# It ends when QEMU does, and gives up if that doesn't start.
+[ -z "$mce_at" ] || "$mce_at" "$line/gdb" "$line/at" >"$run/mce-at.log" 2>&1 &
 
 status=0
 timeout --foreground -k 10 "$limit" $qemu \

@@ -10,7 +10,7 @@ out=$O/$BASE$suffix/selftests
 root=$O/$BASE$suffix/root
 log=$O/$BASE$suffix/selftests.log
 libs=${foreign:+-L$foreign/usr/lib/aarch64-linux-gnu}
-mkdir -p "$out/mm" "$out/memfd" "$out/kvm"
+mkdir -p "$out/mm" "$out/memfd" "$out/net" "$out/kvm"
 rm -rf "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/tmp" "$root/tests"
 
@@ -19,7 +19,7 @@ say "building the tests"
 : >"$log"
 # (LIBVFIO_O: what the tests of KVM are linked with for the sake of a few that are about
 # VFIO, and which wants libuuid.)
-for suite in mm memfd kvm; do
+for suite in mm memfd net kvm; do
 	eval "progs=\$${suite}_programs"
 	[ -n "$progs" ] || continue
 	targets=
@@ -42,9 +42,11 @@ done
 	die "building mini-vmm failed, see $log"
 
 # For boot.sh, on the machine that it is built for.
-[ "$(uname -m)" != x86_64 ] ||
-	gcc -O2 -Wall -Wextra -o "$O/tsc-khz" "$MFR/tsc-khz.c" >>"$log" 2>&1 ||
-	die "building tsc-khz failed, see $log"
+for p in tsc-khz mce-at; do
+	[ "$(uname -m)" != x86_64 ] ||
+		gcc -O2 -Wall -Wextra -o "$O/$p" "$MFR/$p.c" >>"$log" 2>&1 ||
+		die "building $p failed, see $log"
+done
 
 cp "$foreign/bin/busybox" "$root/bin/"
 cp "$foreign/bin/bash-static" "$root/bin/bash"

@@ -17,6 +17,7 @@ need_space "$O" 3
 
 . "$MFR/tests"
 fragments="$MFR/kernel.config $MFR/$SRCARCH.config ${has_kvm:+$MFR/$SRCARCH-kvm.config}
+	${has_net:+$MFR/net.config}
 	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}
 	${BENCH:+$MFR/bench.config}"
 

@@ -23,8 +23,10 @@ for try in 1 2 3; do
 	rm -f "$cases"
 	! "$MFR/boot.sh" "$kernel" "$name" "$limit" "$commands" 2>"$run.err" || break
 	# Not even isolated CPUs are always in user mode. Emulated hardware raises
-	# no machine check by itself, so this one says nothing of the kernel.
-	if [ $try != 3 ] && grep -qs 'unrecoverable area of kernel' "$run/console.log"; then
+	# no machine check by itself, so this one says nothing of the kernel. (But those
+	# that mce-at.c injects are meant to hit just that.)
+	if [ $try != 3 ] && [ "${name#*copy}" = "$name" ] &&
+	   grep -qs 'unrecoverable area of kernel' "$run/console.log"; then
 		say "$name: an injected machine check has hit an interrupt; once more"
 		continue
 	fi

@@ -34,6 +34,8 @@
 #include "../../../../mm/gup_test.h"
 #include <linux/magic.h>
 #include <linux/userfaultfd.h>
+#include <linux/vm_sockets.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
@@ -680,6 +682,199 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile,
 	expect_released(_metadata, s);
 }
 
+/* Write a page until there is no room left. Returns the number of bytes, or -1. */
+static ssize_t fill_up(int fd, const char *page)
+{
+	ssize_t ret, len = 0;
+
+	if (fcntl(fd, F_SETFL, O_NONBLOCK))
+		return -1;
+	while ((ret = write(fd, page, psize())) > 0)
+		len += ret;
+	return errno == EAGAIN && !fcntl(fd, F_SETFL, 0) ? len : -1;
+}
+
+static void drain(struct __test_metadata *_metadata, int fd, ssize_t len)
+{
+	char buf[4096];
+	ssize_t ret;
+
+	for (; len > 0; len -= ret) {
+		ret = read(fd, buf, len < (ssize_t)sizeof(buf) ? len : (ssize_t)sizeof(buf));
+		ASSERT_LT(0, ret);
+	}
+}
+
+/*
+ * Lose raw page @nr while a request waits for input from fds[0], or for room in fds[1],
+ * and then let it have that. @addr and @len name what is in that page, or pieces.
+ */
+static void lose_while_waiting(struct __test_metadata *_metadata, struct subject *s,
+			       int opcode, int fds[2], void *addr, size_t len,
+			       unsigned long nr)
+{
+	bool in = opcode == OP_READV_FIXED || opcode == IORING_OP_RECV;
+	ssize_t filled = 0;
+	struct ring r;
+	char buf[8];
+
+	if (!make_ring(&r))
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	if (!in) {
+		filled = fill_up(fds[1], raw_page(s, 0));
+		ASSERT_LT(0, filled);
+	}
+	ASSERT_EQ(0, submit_fixed(&r, opcode, fds[!in], addr, len));
+	if (!is_in_flight(&r)) {
+		ASSERT_EQ(-EINVAL, wait_fixed(&r));
+		SKIP(return, "kernel can't do that with registered buffers");
+	}
+
+	lose(_metadata, s, nr);
+	ASSERT_TRUE(is_in_flight(&r));
+	if (!in)
+		drain(_metadata, fds[0], filled);
+	else
+		ASSERT_EQ(sizeof(buf), write(fds[1], "whatever", sizeof(buf)));
+	EXPECT_EQ(-EFAULT, wait_fixed(&r));
+	/* What could not be delivered is still there. */
+	if (in) {
+		ASSERT_EQ(0, fcntl(fds[0], F_SETFL, O_NONBLOCK));
+		EXPECT_EQ(sizeof(buf), read(fds[0], buf, sizeof(buf)));
+	}
+	EXPECT_EQ(0, nr_changed_pages(s));
+
+	close(fds[0]);
+	close(fds[1]);
+	/* A second notice tells that the buffer is not used any more. */
+	if (opcode == IORING_OP_SEND_ZC)
+		EXPECT_EQ(0, wait_fixed(&r));
+	destroy_ring(&r);
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct iovec iov[] = {
+		{ raw_page(s, nr - 1), 1 }, { raw_page(s, nr) + 8, 1 },
+	};
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	lose_while_waiting(_metadata, s, OP_READV_FIXED, fds, iov, 2, nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_writev_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	struct iovec iov[] = {
+		{ raw_page(s, nr - 1), 1 }, { raw_page(s, nr) + 8, 1 },
+	};
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	lose_while_waiting(_metadata, s, OP_WRITEV_FIXED, fds, iov, 2, nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_receive_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fds[2];
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+	lose_while_waiting(_metadata, s, IORING_OP_RECV, fds, raw_page(s, nr) + 8, 8, nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_send_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fds[2];
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+	lose_while_waiting(_metadata, s, IORING_OP_SEND, fds, raw_page(s, nr), psize(), nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_resumed_send_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	size_t ps = psize();
+	char *buf = malloc(ps);
+	struct ring r;
+	int fds[2];
+	long sent;
+
+	ASSERT_NE(NULL, buf);
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+	if (!make_ring(&r))
+		SKIP(return, "needs io_uring");
+	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
+	/* There isn't room for as much, and less will not do. */
+	prepare_fixed(&r, IORING_OP_SEND, fds[1], s->map, (nr + 1) * ps);
+	r.sqe->msg_flags = MSG_WAITALL;
+	ASSERT_EQ(0, submit(&r));
+	if (!is_in_flight(&r)) {
+		ASSERT_EQ(-EINVAL, wait_fixed(&r));
+		SKIP(return, "kernel can't do that with registered buffers");
+	}
+	lose(_metadata, s, nr);
+	ASSERT_TRUE(is_in_flight(&r));
+	while (is_in_flight(&r))
+		if (recv(fds[0], buf, ps, MSG_DONTWAIT) < 0)
+			usleep(1000);
+	/* What has been sent before is what counts. */
+	sent = wait_fixed(&r);
+	EXPECT_LT(0, sent);
+	EXPECT_GT(nr * ps, sent);
+
+	destroy_ring(&r);
+	close(fds[0]);
+	close(fds[1]);
+	free(buf);
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+/* Two ends of a connection that can do without a copy. */
+static bool connect_zerocopy(int fds[2])
+{
+	struct sockaddr_vm addr = {
+		.svm_family = AF_VSOCK,
+		.svm_cid = VMADDR_CID_LOCAL,
+		.svm_port = VMADDR_PORT_ANY,
+	};
+	socklen_t len = sizeof(addr);
+	int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+	bool connected;
+
+	fds[1] = socket(AF_VSOCK, SOCK_STREAM, 0);
+	connected = !bind(fd, (struct sockaddr *)&addr, len) && !listen(fd, 1) &&
+		    !getsockname(fd, (struct sockaddr *)&addr, &len) &&
+		    !connect(fds[1], (struct sockaddr *)&addr, len);
+	fds[0] = connected ? accept(fd, NULL, NULL) : -1;
+	close(fd);
+	return fds[0] >= 0;
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_send_zc_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fds[2];
+
+	if (!connect_zerocopy(fds))
+		SKIP(return, "needs CONFIG_VSOCKETS_LOOPBACK");
+	lose_while_waiting(_metadata, s, IORING_OP_SEND_ZC, fds, raw_page(s, nr), psize(),
+			   nr);
+}
+
 /*
  * A plain hugepage that is hit when only somebody else holds it
  */
@@ -873,6 +1068,41 @@ TEST_F_TIMEOUT(in_flight, what_is_being_read_outlives_the_file, SLOW)
 TEST_F_TIMEOUT(in_flight, a_page_lost_on_its_way_is_left_out, SLOW)
 {
 	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_WRITE, self->disk, 12);
+}
+
+/* Open it for requests that go through the page cache, without any readahead. */
+static int open_cached(void)
+{
+	int fd = open("/dev/hugetlb-mfr", O_RDWR);
+
+	return fd < 0 || posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM) ? -1 : fd;
+}
+
+TEST_F_TIMEOUT(in_flight, a_resumed_read_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	int fd = open_cached();
+	char *buf = malloc(psize());
+
+	ASSERT_LE(0, fd);
+	ASSERT_NE(NULL, buf);
+	ASSERT_EQ(0, register_buffer(&self->ring, s->map, s->size));
+	/* One page can be had at once, the next one has to be read. */
+	ASSERT_EQ(psize(), pread(fd, buf, psize(), 0));
+	ASSERT_EQ(0, submit_fixed(&self->ring, IORING_OP_READ_FIXED, fd, raw_page(s, 12),
+				  2 * psize()));
+	lose(_metadata, s, 13);
+	ASSERT_TRUE(is_in_flight(&self->ring));
+	EXPECT_EQ(psize(), wait_fixed(&self->ring));
+	/* That is what has come in; the lost page is as it was. */
+	EXPECT_EQ(1, nr_changed_pages(s));
+
+	destroy_ring(&self->ring);
+	close(fd);
+	close(self->disk);
+	free(buf);
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
 }
 
 /*

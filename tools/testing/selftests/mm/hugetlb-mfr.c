@@ -31,9 +31,7 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
-/* Missing in the headers of 6.12: IORING_OP_WRITEV_FIXED, IOMMU_IOAS_MAP_FILE */
-#define OP_WRITEV_FIXED		61
-
+/* Missing in the headers of 6.12 */
 #ifndef IOMMU_IOAS_MAP_FILE
 struct iommu_ioas_map_file {
 	__u32 size;

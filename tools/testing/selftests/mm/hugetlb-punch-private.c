@@ -28,11 +28,12 @@ static atomic_bool over;
 
 static void *read_at_random(void *map)
 {
-	volatile char *mem = map;
 	unsigned int seed = 1;
+	char *mem = map;
 
 	while (!over)
-		(void)mem[rand_r(&seed) % (NR_PAGES * hpage_size)];
+		__atomic_load_n(&mem[rand_r(&seed) % (NR_PAGES * hpage_size)],
+				__ATOMIC_RELAXED);
 	return NULL;
 }
 
@@ -50,7 +51,7 @@ static size_t default_hpage_size(void)
 	return kb << 10;
 }
 
-static long nr_hugepages(const char *new)
+static long pool_size(const char *new)
 {
 	int fd = open("/proc/sys/vm/nr_hugepages", O_RDWR);
 	char buf[32] = "";
@@ -79,12 +80,12 @@ FIXTURE_SETUP(punched)
 
 	hpage_size = default_hpage_size();
 	len = NR_PAGES * hpage_size;
-	if (!hpage_size || nr_hugepages(NULL) < 0)
+	if (!hpage_size || pool_size(NULL) < 0)
 		SKIP(return, "no hugepages");
-	self->was = nr_hugepages(NULL);
+	self->was = pool_size(NULL);
 	/* The private mapping reserves as many as the file has. */
 	snprintf(nr, sizeof(nr), "%ld", self->was + 2 * NR_PAGES);
-	nr_hugepages(nr);
+	pool_size(nr);
 
 	self->fd = memfd_create("punched", MFD_HUGETLB);
 	ASSERT_GE(self->fd, 0);
@@ -103,7 +104,7 @@ FIXTURE_TEARDOWN(punched)
 	munmap(self->private, NR_PAGES * hpage_size);
 	close(self->fd);
 	snprintf(nr, sizeof(nr), "%ld", self->was);
-	nr_hugepages(nr);
+	pool_size(nr);
 }
 
 TEST_F_TIMEOUT(punched, under_a_private_mapping_while_both_fault, 4 * SECONDS)

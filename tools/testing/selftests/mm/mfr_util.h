@@ -1441,6 +1441,10 @@ static inline void stop_witness(struct witness *w)
 	close(w->report);
 }
 
+/* Missing in the headers of 6.12: IORING_OP_READV_FIXED, _WRITEV_FIXED */
+#define OP_READV_FIXED		60
+#define OP_WRITEV_FIXED		61
+
 /*
  * A ring of io_uring for one request at a time, and for one registered buffer: a
  * long-term pin, as VFIO would have it.
@@ -1478,18 +1482,33 @@ static inline int register_buffer(struct ring *r, char *addr, size_t len)
 }
 
 /* Have a part of the registered buffer written to @fd, or read from there. */
-static inline int submit_fixed(struct ring *r, int opcode, int fd, char *addr,
-			       size_t len)
+static inline void prepare_fixed(struct ring *r, int opcode, int fd, void *addr,
+				 size_t len)
 {
-	unsigned int *tail = r->mem + r->params.sq_off.tail;
-
 	memset(r->sqe, 0, sizeof(*r->sqe));
 	r->sqe->opcode = opcode;
 	r->sqe->fd = fd;
 	r->sqe->addr = (uintptr_t)addr;
 	r->sqe->len = len;
+	/* Of sockets the opcode doesn't say that. */
+	if (opcode == IORING_OP_SEND || opcode == IORING_OP_RECV ||
+	    opcode == IORING_OP_SEND_ZC)
+		r->sqe->ioprio = IORING_RECVSEND_FIXED_BUF;
+}
+
+static inline int submit(struct ring *r)
+{
+	unsigned int *tail = r->mem + r->params.sq_off.tail;
+
 	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
 	return syscall(SYS_io_uring_enter, r->fd, 1, 0, 0, NULL, 0) == 1 ? 0 : -errno;
+}
+
+static inline int submit_fixed(struct ring *r, int opcode, int fd, void *addr,
+			       size_t len)
+{
+	prepare_fixed(r, opcode, fd, addr, len);
+	return submit(r);
 }
 
 static inline bool is_in_flight(struct ring *r)
