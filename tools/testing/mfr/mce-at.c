@@ -153,14 +153,14 @@ static void tell_monitor(const char *command)
 
 	for (p = command; *p; p++)
 		sprintf(text + strlen(text), "%02x", *p);
-	/* What the monitor says comes first. */
+	/* The monitor's words come first. */
 	for (p = ask(text); *p == 'O' && strcmp(p, "OK"); p = receive_packet())
 		;
 	if (strcmp(p, "OK"))
 		fprintf(stderr, "mce-at: %s: %s\n", command, p);
 }
 
-/* What the stopped CPU has in its registers, each as bytes in hexadecimal */
+/* The registers of the stopped CPU, each as bytes in hexadecimal */
 static void get_regs(void)
 {
 	const char *packet = ask("g");

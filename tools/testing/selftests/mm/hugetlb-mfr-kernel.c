@@ -46,7 +46,7 @@
 
 /* Two machine checks each */
 #define NR_REPEATS	300
-/* What is told of them: ten lines in five seconds, by each of four that have a say. */
+/* Lines in the log about them: ten in five seconds, from each of four sources */
 #define MAX_LINES(seconds)	(4 * 10 * ((seconds) / 5 + 2))
 
 /* The instructions of the kernel that load from a page. */

@@ -755,9 +755,10 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
+/* The same with two pieces of the buffer, of which the second is lost. */
+static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
+				       struct subject *s, int opcode)
 {
-	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
 	struct iovec iov[] = {
 		{ raw_page(s, nr - 1), 1 }, { raw_page(s, nr) + 8, 1 },
@@ -765,20 +766,17 @@ TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
 	int fds[2];
 
 	ASSERT_EQ(0, pipe(fds));
-	lose_while_waiting(_metadata, s, OP_READV_FIXED, fds, iov, 2, nr);
+	lose_while_waiting(_metadata, s, opcode, fds, iov, 2, nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
+{
+	lose_a_piece_while_waiting(_metadata, &self->s, OP_READV_FIXED);
 }
 
 TEST_F_TIMEOUT(pinned, a_waiting_writev_leaves_out_a_lost_page, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	struct iovec iov[] = {
-		{ raw_page(s, nr - 1), 1 }, { raw_page(s, nr) + 8, 1 },
-	};
-	int fds[2];
-
-	ASSERT_EQ(0, pipe(fds));
-	lose_while_waiting(_metadata, s, OP_WRITEV_FIXED, fds, iov, 2, nr);
+	lose_a_piece_while_waiting(_metadata, &self->s, OP_WRITEV_FIXED);
 }
 
 TEST_F_TIMEOUT(pinned, a_waiting_receive_leaves_out_a_lost_page, SLOW)
