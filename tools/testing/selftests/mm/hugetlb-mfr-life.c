@@ -731,8 +731,8 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 		SKIP(return, "kernel can't do that with registered buffers");
 	}
 
+	/* A socket may call for another attempt before it has room. */
 	lose(_metadata, s, nr);
-	ASSERT_TRUE(is_in_flight(&r));
 	if (!in)
 		drain(_metadata, fds[0], filled);
 	else
