@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -187,7 +188,7 @@ static void queue_good(struct guest *guest, const char *payload)
 	struct packet packet = { .eth.h_proto = htons(PROTOCOL) };
 
 	memset(packet.eth.h_dest, 0xff, ETH_ALEN);
-	strcpy(packet.payload, payload);
+	snprintf(packet.payload, sizeof(packet.payload), "%s", payload);
 	queue_packet(guest, &packet, sizeof(packet));
 }
 
