@@ -151,7 +151,7 @@ static bool trace_faults(bool on)
 	return write_text(FAULTS, "0");
 }
 
-/* Which instructions have faulted at [@va, @va + @len)? */
+/* Collect the instructions that have faulted at [@va, @va + @len). */
 static bool get_traced(struct insns *insns, unsigned long va, size_t len)
 {
 	FILE *f = fopen(TRACING "/trace", "r");
@@ -168,8 +168,8 @@ static bool get_traced(struct insns *insns, unsigned long va, size_t len)
 }
 
 /*
- * What does the kernel use the page with?  Try that with @nr pages which it can't access,
- * or, if @writes, only read: then it is the instructions that read and write.
+ * Learn which instructions access the page.  Do the same with @nr pages which the kernel
+ * can't access, or, if @writes, only read: then it is the ones that read and write.
  */
 static void learn(struct __test_metadata *_metadata, const struct use *use, int nr,
 		  bool writes, struct insns *insns)

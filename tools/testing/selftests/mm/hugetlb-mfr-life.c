@@ -672,7 +672,7 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile,
 		ASSERT_EQ(1, read(out[0], &byte, 1));
 	EXPECT_EQ(-EFAULT, wait_fixed(&w));
 
-	/* What could not be delivered is still there. */
+	/* The undelivered bytes are still there. */
 	EXPECT_EQ(1, read(in[0], &byte, 1));
 	EXPECT_EQ('x', byte);
 	EXPECT_EQ(0, nr_changed_pages(s));
@@ -754,7 +754,7 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 	else
 		ASSERT_EQ(sizeof(buf), write(fds[1], "whatever", sizeof(buf)));
 	EXPECT_EQ(-EFAULT, wait_fixed(&r));
-	/* What could not be delivered is still there. */
+	/* The undelivered bytes are still there. */
 	if (in) {
 		ASSERT_EQ(0, fcntl(fds[0], F_SETFL, O_NONBLOCK));
 		EXPECT_EQ(sizeof(buf), read(fds[0], buf, sizeof(buf)));
@@ -844,7 +844,7 @@ TEST_F_TIMEOUT(pinned, a_resumed_send_leaves_out_a_lost_page, SLOW)
 	while (is_in_flight(&r))
 		if (recv(fds[0], buf, ps, MSG_DONTWAIT) < 0)
 			usleep(1000);
-	/* What has been sent before is what counts. */
+	/* The result is the part that was sent before. */
 	sent = wait_fixed(&r);
 	EXPECT_LT(0, sent);
 	EXPECT_GT(nr * ps, sent);
@@ -1109,7 +1109,7 @@ TEST_F_TIMEOUT(in_flight, a_resumed_read_leaves_out_a_lost_page, SLOW)
 	lose(_metadata, s, 13);
 	ASSERT_TRUE(is_in_flight(&self->ring));
 	EXPECT_EQ(psize(), wait_fixed(&self->ring));
-	/* That is what has come in; the lost page is as it was. */
+	/* One page has come in; the lost page is as it was. */
 	EXPECT_EQ(1, nr_changed_pages(s));
 
 	destroy_ring(&self->ring);

@@ -129,7 +129,7 @@ TEST_F_TIMEOUT(punched, under_a_private_mapping_while_both_fault, 4 * SECONDS)
 		pthread_join(thread[i], NULL);
 	TH_LOG("%lu times", nr_punched);
 
-	/* What had been faulted in meanwhile goes, too. */
+	/* Pages that were faulted in meanwhile go, too. */
 	ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, len), 0);
 	ASSERT_EQ(fstat(self->fd, &st), 0);
 	EXPECT_EQ(st.st_blocks, 0);

@@ -33,7 +33,7 @@
 #define PROTOCOL	ETH_P_802_EX1
 #define WAIT_MS		2000
 
-/* What a guest puts into a buffer; without features its header is this one. */
+/* A buffer of the guest; without features its header is this one. */
 struct packet {
 	struct virtio_net_hdr hdr;
 	struct ethhdr eth;
