@@ -22,6 +22,11 @@
  * When there is no memory for an entry, HPG_raw_hwp_unreliable tells that raw
  * pages are lost which the record doesn't know. From then on each raw page of
  * the folio counts as lost. What has been recorded stays recorded.
+ *
+ * An error is forgotten if it hits a hugepage in the instant in which that is
+ * made, while the vmemmap optimization copies the struct pages that carry the
+ * tree's root: see hugetlb_vmemmap_optimize_folio(). Such a hugepage has no
+ * contents yet.
  */
 
 #include <linux/export.h>
@@ -122,8 +127,9 @@ static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
  * @folio: the hugetlb folio
  * @idx: index in @folio to begin at
  *
- * Context: any; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock. The
- * caller holds a reference to @folio, or is freeing it.
+ * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
+ * hugetlb_lock. Takes no locks. The caller holds a reference to @folio, or is
+ * freeing it.
  * Return: the index of the first lost raw page at or behind @idx, the number
  * of pages in @folio if there is none.
  */
@@ -222,7 +228,7 @@ unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
  * hugetlb_hwpoison_pop() - take the first lost raw page out of a record
  * @record: a record that hugetlb_hwpoison_detach() returned
  *
- * Context: any. The caller is the only user of @record; lookups that began
+ * Context: any but NMI. The caller is the only user of @record; lookups that began
  * before it was detached may still be looking at its entries.
  * Return: the index of the raw page in its folio, ULONG_MAX if @record is empty.
  */

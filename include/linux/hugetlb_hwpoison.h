@@ -62,7 +62,8 @@ static inline bool hugetlb_hwpoison_any(const struct folio *folio)
  * @offset: byte offset in @folio
  * @len: number of bytes wanted, not beyond the end of @folio
  *
- * Context: any; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock.
+ * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
+ * hugetlb_lock. Takes no locks.
  * Return: how many of the @len bytes at @offset lie in front of the next lost
  * raw page; zero if @offset lies in a lost one.
  */
@@ -90,7 +91,8 @@ static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
  * For those who are going to use or map pages of a folio that may have been
  * kept mapped in spite of lost raw pages.
  *
- * Context: not NMI; takes no locks, but on PREEMPT_RT may wait for hugetlb_lock.
+ * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
+ * hugetlb_lock. Takes no locks.
  * Return: true if @folio is a hugetlb folio and one of the pages is lost.
  */
 static inline bool hugetlb_hwpoison_range(struct folio *folio,
