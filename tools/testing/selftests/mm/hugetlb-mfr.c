@@ -18,6 +18,7 @@
  *   machine_check, two_victims, thousand	what only machine checks show
  *   accounted	reservations, surplus pages, hugepages side by side
  *   truncated	several poisoned hugepages in one truncation, kept and plain
+ *   untouched	a hugepage that a device asks for first, also without the flag
  */
 
 #define _GNU_SOURCE
@@ -3139,6 +3140,77 @@ TEST_F_TIMEOUT(truncated, every_other_hugepage_is_poisoned, SLOW)
 TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
 {
 	poison_and_truncate(_metadata, self, variant, 0, 1);
+}
+
+/*
+ * A udmabuf takes a hugepage that nobody has touched. There are no memory errors.
+ */
+
+FIXTURE(untouched)
+{
+	struct subject s;
+	int dev;
+};
+
+FIXTURE_SETUP(untouched)
+{
+	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	self->dev = open("/dev/udmabuf", O_RDWR);
+	if (self->dev < 0)
+		SKIP(return, "needs CONFIG_UDMABUF");
+}
+
+FIXTURE_TEARDOWN_PARENT(untouched)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Make a udmabuf of the first page of a file, which goes with it. */
+static int make_udmabuf(struct __test_metadata *_metadata, FIXTURE_DATA(untouched) *self)
+{
+	struct subject *s = &self->s;
+	struct udmabuf_create create = { .size = psize() };
+	int buf;
+
+	create.memfd = create_memfd(s->size, MFD_ALLOW_SEALING);
+	ASSERT_LE(0, (int)create.memfd);
+	ASSERT_EQ(0, ftruncate(create.memfd, s->size));
+	ASSERT_EQ(0, fcntl(create.memfd, F_ADD_SEALS, F_SEAL_SHRINK));
+	buf = ioctl(self->dev, UDMABUF_CREATE, &create);
+	close(create.memfd);
+	return buf;
+}
+
+TEST_F(untouched, a_udmabuf_allocates_the_hugepage)
+{
+	int buf = make_udmabuf(_metadata, self);
+
+	ASSERT_LE(0, buf);
+	expect_pool(_metadata, &self->s, 0, 1);
+	close(buf);
+	expect_pool(_metadata, &self->s, 0, 0);
+}
+
+TEST_F(untouched, a_udmabuf_does_not_take_reserved_hugepages)
+{
+	struct subject *s = &self->s;
+	struct pool pool = pool_read(s->size);
+	size_t len = (pool.free - pool.resv) * s->size;
+	char *map;
+
+	s->fd = create_memfd(s->size, 0);
+	ASSERT_LE(0, s->fd);
+	map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	errno = 0;
+	EXPECT_EQ(-1, make_udmabuf(_metadata, self));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_EQ(pool.free, pool_get(s->size, "resv_hugepages"));
+	memset(map, 1, len);
+
+	ASSERT_EQ(0, munmap(map, len));
+	close(s->fd);
+	expect_pool(_metadata, s, 0, 0);
 }
 
 int main(int argc, char **argv)
