@@ -52,4 +52,12 @@ cp "$foreign/bin/busybox" "$root/bin/"
 cp "$foreign/bin/bash-static" "$root/bin/bash"
 ln -s busybox "$root/bin/sh"
 cp "$MFR/init" "$root/init"
+# (Small ones are all zeros but for a few kilobytes.)
+[ $SRCARCH != x86 ] || {
+	truncate -s 32M "$O/btrfs"
+	PATH=$PATH:/sbin mkfs.btrfs -qfM -m single -d single "$O/btrfs" >>"$log" 2>&1 ||
+		die "making a file system failed, see $log"
+	gzip -9nc "$O/btrfs" >"$root/btrfs.gz"
+	rm "$O/btrfs"
+}
 (cd "$root" && find . | cpio -o -H newc --quiet) >"$O/$BASE$suffix/initramfs.cpio"

@@ -11,7 +11,7 @@ wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
 # What is part of the initramfs, or of programs there.
 inside="busybox-static bash-static libcap-dev libnuma-dev"
 case $SRCARCH in
-x86)	wanted="$wanted qemu-system-x86 $inside" ;;
+x86)	wanted="$wanted qemu-system-x86 btrfs-progs $inside" ;;
 arm64)	wanted="$wanted qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
 esac
 
