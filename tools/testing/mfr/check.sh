@@ -98,7 +98,7 @@ awk -F '\t' -v log_dir="$log" '
 # there still.
 for m in $stock_machines; do
 	results "mfr-$m" stock
-	awk -F '\t' -v l="$log" -v m="$m" -v bugs="$fails_on_stock" '
+	awk -F '\t' -v l="$log" -v m="$m" -v bugs="$(echo $fails_on_stock)" '
 		BEGIN { n = split(bugs, bug, " ") }
 		m == "stock" && $1 == "skip" { next }
 		{

@@ -23,6 +23,7 @@
  *   shared_table	processes that share a page table
  *   faulted	userfaultfd
  *   circle	corrupt, release, unpoison, and all over again
+ *   leaked	hugepages that stay out of use, in the way of blocks and larger ones
  *
  * Not tested here: with vm.memory_failure_recovery = 0 an error panics the machine,
  * which takes a machine that expects it.  in_flight makes a block device of its own,
@@ -728,7 +729,8 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 			       int opcode, int fds[2], void *addr, size_t len,
 			       unsigned long nr)
 {
-	bool in = opcode == OP_READV_FIXED || opcode == IORING_OP_RECV;
+	bool in = opcode == IORING_OP_READ_FIXED || opcode == OP_READV_FIXED ||
+		  opcode == IORING_OP_RECV;
 	ssize_t filled = 0;
 	struct ring r;
 	char buf[8];
@@ -783,6 +785,28 @@ static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
 
 	ASSERT_EQ(0, pipe(fds));
 	lose_while_waiting(_metadata, s, opcode, fds, iov, 2, nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_read_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	lose_while_waiting(_metadata, s, IORING_OP_READ_FIXED, fds, raw_page(s, nr) + 8, 8,
+			   nr);
+}
+
+TEST_F_TIMEOUT(pinned, a_waiting_write_leaves_out_a_lost_page, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	lose_while_waiting(_metadata, s, IORING_OP_WRITE_FIXED, fds, raw_page(s, nr),
+			   psize(), nr);
 }
 
 TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
@@ -2110,8 +2134,11 @@ static bool block_is_online(long block)
 	return !strncmp(state, "online", 6);
 }
 
-/* A block of @node from which the kernel keeps nothing that can't be moved, or -1. */
-static long movable_block(int node)
+/*
+ * A block of @node from which the kernel keeps nothing that can't be moved, or -1.  It
+ * goes online again as @state says.
+ */
+static long movable_block(int node, const char *state)
 {
 	long block, last = block_of(sysconf(_SC_PHYS_PAGES)) * 4;
 	char path[PATH_MAX];
@@ -2123,7 +2150,7 @@ static long movable_block(int node)
 		if (access(path, F_OK) || !block_is_online(block))
 			continue;
 		tries++;
-		if (!change_block(block, "offline") && !change_block(block, "online"))
+		if (!change_block(block, "offline") && !change_block(block, state))
 			return block;
 	}
 	return -1;
@@ -2131,7 +2158,7 @@ static long movable_block(int node)
 
 static void setup_block(struct __test_metadata *_metadata, struct subject *s,
 			struct nodes *n, long *block, unsigned long size,
-			const struct injector *injector)
+			const struct injector *injector, const char *state)
 {
 	block[0] = -1;
 	block[1] = -1;
@@ -2142,14 +2169,14 @@ static void setup_block(struct __test_metadata *_metadata, struct subject *s,
 	if (access(MEMORY_BLOCKS "/block_size_bytes", R_OK))
 		SKIP(return, "needs CONFIG_MEMORY_HOTPLUG");
 	/* As on arm64, where what was there at boot stays online. */
-	if (size != SZ_2M && movable_block(n->to) < 0)
+	if (size != SZ_2M && movable_block(n->to, state) < 0)
 		SKIP(return, "no memory block can go offline");
 	save_nodes(n, size);
 	setup_subject(_metadata, s, size, injector, 1);
 	if (_metadata->exit_code)
 		return;
 	if (size == SZ_2M) {
-		block[0] = movable_block(n->to);
+		block[0] = movable_block(n->to, state);
 		if (block[0] < 0)
 			SKIP(return, "no memory block can go offline");
 		/* In the second half, to leave room for others in front of it. */
@@ -2187,7 +2214,7 @@ static void teardown_block(struct __test_metadata *_metadata, struct subject *s,
 FIXTURE_SETUP(block)
 {
 	setup_block(_metadata, &self->s, &self->n, self->block, variant->size,
-		    variant->injector);
+		    variant->injector, "online");
 }
 
 FIXTURE_TEARDOWN_PARENT(block)
@@ -2297,7 +2324,8 @@ FIXTURE_SETUP(large_block)
 		write_long(HVO, variant->hvo);
 	else if (variant->hvo)
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
-	setup_block(_metadata, &self->s, &self->n, self->block, SZ_1G, &by_madvise);
+	setup_block(_metadata, &self->s, &self->n, self->block, SZ_1G, &by_madvise,
+		    "online");
 	if (self->block[0] >= 0 && self->block[0] == self->block[1])
 		SKIP(return, "memory blocks are as large as hugepages");
 }
@@ -2378,7 +2406,8 @@ FIXTURE_VARIANT_ADD(crowded_block, mce_2m)
 
 FIXTURE_SETUP(crowded_block)
 {
-	setup_block(_metadata, &self->s, &self->n, self->block, SZ_2M, variant->injector);
+	setup_block(_metadata, &self->s, &self->n, self->block, SZ_2M, variant->injector,
+		    "online");
 }
 
 FIXTURE_TEARDOWN_PARENT(crowded_block)
@@ -3743,6 +3772,142 @@ TEST_F_TIMEOUT(circle, the_filter_lets_errors_pass_or_not_but_never_half, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 	let_go(_metadata, s);
 	expect_released(_metadata, s);
+}
+
+/*
+ * Hugepages that stay out of use for ever, since there was no memory to record the first
+ * error.  These tests come last: they leave less memory for others.
+ */
+
+FIXTURE(leaked)
+{
+	struct subject s;
+	struct nodes n;
+	long block[2];
+	long hvo;
+};
+
+FIXTURE_VARIANT(leaked)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(leaked, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(leaked, not_optimized)
+{
+};
+
+FIXTURE_SETUP(leaked)
+{
+	self->block[0] = -1;
+	self->block[1] = -1;
+	self->hvo = -1;
+	self->s.corrupted = hardware_corrupted();
+	/* The same series has put it right; without it this hangs the machine. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	if (read_long(HVO, &self->hvo))
+		write_long(HVO, variant->hvo);
+	else if (variant->hvo)
+		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
+}
+
+FIXTURE_TEARDOWN_PARENT(leaked)
+{
+	teardown_block(_metadata, &self->s, &self->n, self->block);
+	if (self->hvo >= 0)
+		write_long(HVO, self->hvo);
+}
+
+/* Let the hugepage of the file be free, and lose a page of it. */
+static void leak(struct __test_metadata *_metadata, struct subject *s)
+{
+	let_go(_metadata, s);
+	expect_pool(_metadata, s, 0, 0);
+	note_lost(_metadata, s, 3);
+	/* Handled it isn't. */
+	EXPECT_NE(0, inject_unrecorded(raw_pfn(s, 3)));
+	ASSERT_TRUE(has_failed());
+	expect_corrupted(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	give_up(s, 0);
+
+	ASSERT_TRUE(read_kpageflags(s->head[0], 1, s->flags));
+	ASSERT_EQ(KPF_HUGE | KPF_HWPOISON, s->flags[0] & (KPF_HUGE | KPF_HWPOISON));
+}
+
+/* No signal ends those who wait in vain, so they are not waited for. */
+static void wait_a_minute(struct __test_metadata *_metadata, pid_t pid)
+{
+	unsigned int tries;
+	int status = -1;
+
+	for (tries = 0; tries < 3000 && !waitpid(pid, &status, WNOHANG); tries++)
+		usleep(20000);
+	ASSERT_NE(3000, tries);
+	ASSERT_TRUE(WIFEXITED(status));
+	ASSERT_EQ(KSFT_PASS, WEXITSTATUS(status));
+}
+
+TEST_F_TIMEOUT(leaked, offlining_its_block_fails_in_time, SLOW)
+{
+	struct subject *s = &self->s;
+	pid_t pid;
+
+	/* So that nothing else comes into the block that can't be moved. */
+	setup_block(_metadata, s, &self->n, self->block, SZ_2M, &by_pfn,
+		    "online_movable");
+	if (_metadata->exit_code)
+		return;
+	leak(_metadata, s);
+
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(change_block(self->block[0], "offline") == -EBUSY ?
+		      KSFT_PASS : KSFT_FAIL);
+	wait_a_minute(_metadata, pid);
+	EXPECT_TRUE(block_is_online(self->block[0]));
+}
+
+TEST_F_TIMEOUT(leaked, a_large_hugepage_is_made_elsewhere, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long pfn;
+	pid_t pid;
+	long nr;
+
+	if (!find_nodes(&self->n))
+		SKIP(return, "needs two nodes with memory");
+	if (!pool_exists(SZ_1G))
+		SKIP(return, "no hugepages of 1 GiB here");
+	save_nodes(&self->n, SZ_2M);
+	setup_subject(_metadata, s, SZ_2M, &by_pfn, 1);
+	if (_metadata->exit_code)
+		return;
+	nr = take_all_large(&self->n);
+	node_pool_set(self->n.to, SZ_1G, "nr_hugepages", 0);
+	pfn = movable_range(&self->n);
+	if (!pfn)
+		SKIP(return, "can't get a hugepage of 1 GiB");
+	open_in_range(_metadata, s, self->n.to, pfn, SZ_1G / psize());
+	leak(_metadata, s);
+
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		take_all_large(&self->n);
+		_exit(KSFT_PASS);
+	}
+	wait_a_minute(_metadata, pid);
+	/* Nothing but that one was in the way. */
+	EXPECT_EQ(nr - 1, node_pool_get(self->n.to, SZ_1G, "nr_hugepages"));
 }
 
 int main(int argc, char **argv)

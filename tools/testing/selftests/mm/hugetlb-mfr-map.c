@@ -698,6 +698,7 @@ TEST_F_TIMEOUT(many, lost_pages_are_all_in_the_map, 2 * SLOW)
  */
 
 #define NR_PUNCHED	24
+#define NR_READERS	3
 
 FIXTURE(raced)
 {
@@ -849,6 +850,64 @@ TEST_F_TIMEOUT(raced, errors_are_in_the_map_as_soon_as_they_are_handled, SLOW)
 	}
 	stop_readers(_metadata, race, &pid, 1);
 	expect_map(_metadata, s, s->fd);
+}
+
+/* What is lost in order is one extent, which has at least what was lost before. */
+static void read_growing_extent(struct subject *s, struct race *race)
+{
+	static const char first[] = "mf-lost:\t0x0 ";
+	char path[64], text[512], *extent;
+	unsigned long over, len;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	while (!race->stop) {
+		over = race->over;
+		memset(text, 0, sizeof(text));
+		if (pread(fd, text, sizeof(text) - 1, 0) <= 0)
+			_exit(KSFT_FAIL);
+		extent = strstr(text, first);
+		len = extent ? strtoul(extent + strlen(first), NULL, 16) : 0;
+		if (len < over * psize())
+			_exit(KSFT_FAIL);
+		race->reads++;
+	}
+	_exit(KSFT_PASS);
+}
+
+static bool stay_on_cpu(unsigned int nr)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(nr % sysconf(_SC_NPROCESSORS_ONLN), &one);
+	return !sched_setaffinity(0, sizeof(one), &one);
+}
+
+TEST_F_TIMEOUT(raced, an_extent_does_not_break_while_it_grows, SLOW)
+{
+	struct subject *s = &self->s, child = *s;
+	struct race *race = self->race;
+	unsigned long nr_errors = s->injector->for_real ? 20 :
+				  s->nr_raw < 1024 ? 2 * s->nr_raw : 2048;
+	pid_t pid[NR_READERS];
+	unsigned long i;
+
+	/* Lookups can't be preempted on each kernel: have a CPU for each. */
+	for (i = 0; i < NR_READERS; i++) {
+		EXPECT_TRUE(stay_on_cpu(i + 1));
+		pid[i] = start_reader(_metadata, &child, race, read_growing_extent);
+		ASSERT_LE(0, pid[i]);
+	}
+	EXPECT_TRUE(stay_on_cpu(0));
+	/* In order: then the tree of lost pages turns with nearly each. */
+	for (i = 0; i < nr_errors; i++) {
+		note_lost(_metadata, s, i);
+		ASSERT_EQ(0, inject(s, i));
+		race->over = i + 1;
+	}
+	stop_readers(_metadata, race, pid, NR_READERS);
 }
 
 /* Read the map at each signal.  Is the page that it is about in there? */

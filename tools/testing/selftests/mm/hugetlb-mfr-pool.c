@@ -18,8 +18,11 @@
  *   optimized	hugepages without most of their struct pages
  *   demoted_late	hugepages of 1 GiB that wait to become smaller ones
  *   shrunk	hugepages that leave their pool together
+ *   filtered	errors in free hugepages that the filter turns away
+ *   stuck	a hugepage that could not be unmapped
  *   waiting	hugepages that have left the file and are not free yet
  *   pool_shrinks	errors in free hugepages that are reserved
+ *   alone	hugepages with one lost page among the first
  *   gigantic	1 GiB hugepages from wherever they come
  *   starved	errors that can't be recorded
  *   failing	allocations that fail one by one while an error is handled,
@@ -35,14 +38,14 @@
 #define _GNU_SOURCE
 #include "mfr_util.h"
 #include <glob.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/vfs.h>
 
-#define FAILSLAB	"/sys/kernel/debug/failslab/"
-#define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
 #define NODES		"/sys/devices/system/node/node"
+#define HARD_OFFLINE_PAGE	"/sys/devices/system/memory/hard_offline_page"
 
 /* In a mount namespace of their own, where nobody else misses what is there. */
 #define MOUNT		"/tmp"
@@ -181,58 +184,12 @@ static void restore_nodes(void)
  * Failing allocations
  */
 
-static bool can_fail_allocations(void)
-{
-	return !access(FAILSLAB "probability", W_OK) &&
-	       !access(FAIL_PAGE "probability", W_OK) &&
-	       !access("/proc/thread-self/fail-nth", W_OK);
-}
-
 /* Let even those allocations fail that could wait for memory. */
 static bool fail_all_kinds(void)
 {
 	return write_text(FAILSLAB "ignore-gfp-wait", "N") &&
 	       write_text(FAIL_PAGE "ignore-gfp-wait", "N") &&
 	       write_text(FAIL_PAGE "min-order", "0");
-}
-
-static int fail_nth;
-
-/* From now on the @nth allocation of this thread fails. */
-static bool fail_allocation(unsigned int nth)
-{
-	char text[16];
-	int len = snprintf(text, sizeof(text), "%u", nth);
-
-	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
-	return fail_nth >= 0 && pwrite(fail_nth, text, len, 0) == len;
-}
-
-/* No more of that.  Has one failed? */
-static bool has_failed(void)
-{
-	char text[16] = "";
-	bool failed;
-
-	failed = pread(fail_nth, text, sizeof(text) - 1, 0) > 0 && !atoi(text);
-	if (pwrite(fail_nth, "0", 1, 0) != 1)
-		failed = false;
-	close(fail_nth);
-	return failed;
-}
-
-/* Tell of an error with no memory to record it.  (Opening the file takes some, too.) */
-static int inject_unrecorded(unsigned long pfn)
-{
-	int fd = open(DEBUGFS_CORRUPT_PFN, O_WRONLY | O_CLOEXEC);
-	char buf[32];
-	int len = snprintf(buf, sizeof(buf), "0x%lx\n", pfn), ret;
-
-	if (fd < 0 || !fail_allocation(1))
-		return -EBADF;
-	ret = write(fd, buf, len) == len ? 0 : -errno;
-	close(fd);
-	return ret;
 }
 
 /* Choose the kernel's workers, or nobody, for allocations that fail. */
@@ -496,27 +453,6 @@ static void let_go(struct __test_metadata *_metadata, struct subject *s)
 	if (s->map)
 		unmap_file(s);
 	ASSERT_EQ(0, ftruncate(s->fd, 0));
-}
-
-/* What the kernel never gives back counts from now on. */
-static void give_up(struct subject *s, unsigned long huge)
-{
-	unsigned long i, kb = psize() >> 10;
-	unsigned int j = 0;
-
-	for (i = huge * s->nr_raw; i < (huge + 1) * s->nr_raw; i++) {
-		if (!s->lost[i])
-			continue;
-		s->lost[i] = false;
-		s->nr_lost--;
-		s->corrupted += kb;
-		ledger->corrupted += kb;
-	}
-	while (j < ledger->nr_poison)
-		if (ledger->poison[j].head == s->head[huge])
-			ledger->poison[j] = ledger->poison[--ledger->nr_poison];
-		else
-			j++;
 }
 
 /*
@@ -1513,8 +1449,8 @@ static void find_free_hugepage(struct __test_metadata *_metadata, struct subject
  * Make a hugepage of a plain file free, reserve it, and lose pages of it.  It can't
  * be dissolved as long as somebody counts on it, so it stays where it is.
  */
-static void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
-				 unsigned int first_spot, unsigned int nr_spots)
+static void poison_free_pages(struct __test_metadata *_metadata, struct subject *s,
+			      const unsigned long *pages, unsigned int nr_pages)
 {
 	unsigned int i;
 
@@ -1523,15 +1459,26 @@ static void poison_free_hugepage(struct __test_metadata *_metadata, struct subje
 	s->map = map_others(s, 1);
 	ASSERT_NE(NULL, s->map);
 	expect_change(_metadata, s, 0, 0, 1, 0);
-	for (i = first_spot; i < first_spot + nr_spots; i++) {
-		note_lost(_metadata, s, spot(s, i));
+	for (i = 0; i < nr_pages; i++) {
+		note_lost(_metadata, s, pages[i]);
 		/* Handled it isn't. */
-		EXPECT_NE(0, inject(s, spot(s, i)));
+		EXPECT_NE(0, inject(s, pages[i]));
 		expect_corrupted(_metadata, s);
 	}
 	EXPECT_TRUE(is_poisoned(s->head[0]));
 	unmap_file(s);
 	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
+static void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
+				 unsigned int first_spot, unsigned int nr_spots)
+{
+	unsigned long pages[NR_SPOTS];
+	unsigned int i;
+
+	for (i = 0; i < nr_spots; i++)
+		pages[i] = spot(s, first_spot + i);
+	poison_free_pages(_metadata, s, pages, nr_spots);
 }
 
 /* Not of the flag's making, and no different without it. */
@@ -1833,9 +1780,8 @@ static void let_write(struct __test_metadata *_metadata, struct writer *w,
 	unsigned int tries;
 
 	ASSERT_EQ(1, write(w->line, "", 1));
-	for (tries = 0; tries < 100000; tries++)
-		if (pool_read(size).nr == nr)
-			break;
+	for (tries = 0; tries < 100000 && pool_read(size).nr != nr; tries++)
+		usleep(50);
 	ASSERT_EQ(nr, pool_read(size).nr);
 }
 
@@ -1878,8 +1824,8 @@ TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 }
 
 /*
- * A free hugepage that leaves its pool together with others, which need their struct
- * pages back before any of them is freed.  It has all of them, and waits.
+ * A free hugepage that leaves its pool together with others, and is the last one to be
+ * freed.  Those that are optimized need their struct pages back before any is freed.
  */
 
 FIXTURE(shrunk)
@@ -1889,14 +1835,32 @@ FIXTURE(shrunk)
 	long memmap_less;
 };
 
+FIXTURE_VARIANT(shrunk)
+{
+	bool hvo;
+	bool others_hvo;
+};
+
+FIXTURE_VARIANT_ADD(shrunk, beside_optimized)
+{
+	.others_hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(shrunk, optimized)
+{
+	.hvo = true,
+	.others_hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(shrunk, not_optimized)
+{
+};
+
 FIXTURE_SETUP(shrunk)
 {
-	/* The same series has put it right. */
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, false, &self->memmap,
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
 				&self->memmap_less);
 }
 
@@ -1905,22 +1869,53 @@ FIXTURE_TEARDOWN_PARENT(shrunk)
 	teardown(_metadata, &self->s);
 }
 
-/* Empty the pool of all hugepages, and lose a page when the last of them has left it. */
+/* Be the only one on this CPU, or no more.  Children are not. */
+static bool hold_cpu(bool hold)
+{
+	const int policy = hold ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER;
+	const struct sched_param param = { .sched_priority = hold ? 1 : 0 };
+	cpu_set_t here;
+
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	return !sched_setaffinity(0, sizeof(here), &here) &&
+	       !sched_setscheduler(0, policy, &param);
+}
+
+/*
+ * Empty the pool of all hugepages, and lose a page when the last of them has left it.
+ * What frees them runs only while this thread sleeps.
+ */
 static void lose_while_shrinking(struct __test_metadata *_metadata, struct subject *s,
-				 long nr, unsigned long lost, int err)
+				 const FIXTURE_VARIANT(shrunk) * variant, long nr,
+				 unsigned long lost, int err)
 {
 	struct writer shrinker;
+	unsigned int tries;
+	long kb;
 
-	grow_optimized(_metadata, s->size, s->before.nr, 1024);
+	if (variant->others_hvo)
+		grow_optimized(_metadata, s->size, s->before.nr, 1024);
+	else
+		ASSERT_TRUE(pool_set(s->size, "nr_hugepages", s->before.nr + 1024));
 	if (_metadata->exit_code)
 		return;
-	start_writer(_metadata, &shrinker, 1, pool_path(s->size, "nr_hugepages"), nr);
+	ASSERT_TRUE(hold_cpu(true));
+	start_writer(_metadata, &shrinker, 0, pool_path(s->size, "nr_hugepages"), nr);
 	let_write(_metadata, &shrinker, s->size, nr);
+	/* All have their struct pages back when the first ones are free. */
+	kb = meminfo_get("MemFree") + (16 << 10);
+	for (tries = 0; variant->hvo && tries < 100000; tries++) {
+		if (meminfo_get("MemFree") > kb)
+			break;
+		usleep(50);
+	}
 
 	note_lost(_metadata, s, lost);
 	EXPECT_EQ(err, inject(s, lost));
 	/* Had that one finished, this would have come too late. */
 	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
+	ASSERT_TRUE(hold_cpu(false));
 	wait_for_child(_metadata, shrinker.pid);
 }
 
@@ -1929,7 +1924,7 @@ TEST_F_TIMEOUT(shrunk, the_first_page_is_not_known_as_lost_because_another_one_i
 	struct subject *s = &self->s;
 
 	poison_free_hugepage(_metadata, s, 1, 2);
-	lose_while_shrinking(_metadata, s, s->before.nr - 1, 0, -EHWPOISON);
+	lose_while_shrinking(_metadata, s, variant, s->before.nr - 1, 0, -EHWPOISON);
 	expect_released(_metadata, s);
 }
 
@@ -1940,8 +1935,158 @@ TEST_F_TIMEOUT(shrunk, a_healthy_one_may_lose_a_page_meanwhile, SLOW)
 	find_free_hugepage(_metadata, s);
 	/* The order in which they are freed is the kernel's affair. */
 	ASSERT_EQ(1, s->before.nr);
-	lose_while_shrinking(_metadata, s, 0, spot(s, 2), -EBUSY);
+	lose_while_shrinking(_metadata, s, variant, 0, spot(s, 2), -EBUSY);
 	expect_released(_metadata, s);
+}
+
+/*
+ * Errors in free hugepages that the filter turns away.  corrupt-pfn asks it before it
+ * tells of the error, and so would try nothing.
+ */
+
+FIXTURE(filtered)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_VARIANT(filtered)
+{
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(filtered, optimized)
+{
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(filtered, not_optimized)
+{
+};
+
+FIXTURE_SETUP(filtered)
+{
+	prepare(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(filtered)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(filtered, a_free_hugepage_is_as_good_as_before, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i, nr_poisoned = 0, nr_unusable = 0;
+
+	find_free_hugepage(_metadata, s);
+	ASSERT_TRUE(note_poison(raw_pfn(s, s->nr_raw - 1), s->head[0]));
+	ASSERT_TRUE(filter_all_errors());
+	EXPECT_EQ(0, write_pfn(HARD_OFFLINE_PAGE, raw_pfn(s, s->nr_raw - 1) * psize()));
+	restore_filter();
+	expect_corrupted(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+
+	/* It is the next one that is handed out. */
+	s->map = map_others(s, 1);
+	ASSERT_NE(NULL, s->map);
+	for (i = 0; i < s->nr_raw; i++)
+		nr_unusable += !try_write(raw_page(s, i));
+	EXPECT_EQ(0, nr_unusable);
+	EXPECT_EQ(s->head[0], mapped_pfn(s->map));
+	unmap_file(s);
+
+	leave_available(_metadata, s, 0);
+	expect_rest_is_free(_metadata, s, 0);
+	ASSERT_TRUE(read_kpageflags(s->head[0], s->nr_raw, s->flags));
+	for (i = 0; i < s->nr_raw; i++)
+		nr_poisoned += !!(s->flags[i] & KPF_HWPOISON);
+	EXPECT_EQ(0, nr_poisoned);
+}
+
+/*
+ * A hugepage that memory_failure() can't unmap, as a fault in the same mapping is being
+ * handled: clearing another hugepage takes long.
+ */
+
+FIXTURE(stuck)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(stuck)
+{
+	prepare(_metadata, &self->s, SZ_1G, &by_pfn, 2);
+}
+
+FIXTURE_TEARDOWN_PARENT(stuck)
+{
+	teardown(_metadata, &self->s);
+}
+
+static void *touch(void *addr)
+{
+	__atomic_store_n((char *)addr, 'x', __ATOMIC_RELAXED);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(stuck, is_unpoisoned_once_when_it_is_unmapped, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int i, tries, nr_unpoisoned = 0;
+	pthread_t toucher;
+	pid_t pid[2];
+	int status;
+
+	s->fd = create_memfd(s->size, 0);
+	ASSERT_LE(0, s->fd);
+	ASSERT_EQ(0, ftruncate(s->fd, 2 * s->size));
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	ASSERT_TRUE(try_write(s->map));
+	s->head[0] = mapped_pfn(s->map);
+
+	ASSERT_EQ(0, pthread_create(&toucher, NULL, touch, s->map + s->size));
+	for (tries = 0; tries < 100000; tries++) {
+		if (pool_get(s->size, "free_hugepages") == s->before.free - 2)
+			break;
+		usleep(50);
+	}
+	note_lost(_metadata, s, 2);
+	EXPECT_EQ(-EBUSY, inject(s, 2));
+	ASSERT_EQ(1, nr_said("%#lx: failed to unmap page", raw_pfn(s, 2)));
+	ASSERT_EQ(0, pthread_join(toucher, NULL));
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(-EBUSY, unpoison(s->head[0]));
+
+	/* There is nothing left but memory_failure()'s reference. */
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, -1, 0, 0);
+	for (i = 0; i < 2; i++) {
+		pid[i] = fork_helper();
+		ASSERT_LE(0, pid[i]);
+		if (!pid[i])
+			_exit(unpoison(s->head[0]) ? KSFT_FAIL : KSFT_PASS);
+	}
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(pid[i], waitpid(pid[i], &status, 0));
+		nr_unpoisoned += WIFEXITED(status) && WEXITSTATUS(status) == KSFT_PASS;
+	}
+	ASSERT_EQ(1, nr_unpoisoned);
+	s->lost[2] = false;
+	s->nr_lost = 0;
+	expect_corrupted(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+
+	/* DEBUG_VM looks at the references of what is handed out. */
+	s->map = map_others(s, 2);
+	ASSERT_NE(NULL, s->map);
+	EXPECT_TRUE(try_write(s->map));
+	EXPECT_TRUE(try_write(s->map + s->size));
 }
 
 /*
@@ -1986,18 +2131,6 @@ FIXTURE_SETUP(waiting)
 FIXTURE_TEARDOWN_PARENT(waiting)
 {
 	teardown(_metadata, &self->s);
-}
-
-/* Be the only one on this CPU, or no more. */
-static bool hold_cpu(bool hold)
-{
-	const struct sched_param param = { .sched_priority = hold ? 1 : 0 };
-	cpu_set_t here;
-
-	CPU_ZERO(&here);
-	CPU_SET(sched_getcpu(), &here);
-	return !sched_setaffinity(0, sizeof(here), &here) &&
-	       !sched_setscheduler(0, hold ? SCHED_FIFO : SCHED_OTHER, &param);
 }
 
 /* Let go of a hugepage that has lost page 3, and let nobody have it yet. */
@@ -2129,6 +2262,109 @@ TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_u
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+/*
+ * A hugepage whose only lost page is one of the first few: their struct pages hold what
+ * is known of the hugepage as a whole.
+ */
+
+FIXTURE(alone)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_VARIANT(alone)
+{
+	unsigned long size;
+	bool keep;
+	bool hvo;
+};
+
+FIXTURE_VARIANT_ADD(alone, kept_2m)
+{
+	.size = SZ_2M,
+	.keep = true,
+};
+
+FIXTURE_VARIANT_ADD(alone, plain_2m)
+{
+	.size = SZ_2M,
+};
+
+FIXTURE_VARIANT_ADD(alone, kept_1g)
+{
+	.size = SZ_1G,
+	.keep = true,
+};
+
+FIXTURE_VARIANT_ADD(alone, plain_1g)
+{
+	.size = SZ_1G,
+};
+
+FIXTURE_VARIANT_ADD(alone, optimized_kept_2m)
+{
+	.size = SZ_2M,
+	.keep = true,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(alone, optimized_plain_2m)
+{
+	.size = SZ_2M,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(alone, optimized_kept_1g)
+{
+	.size = SZ_1G,
+	.keep = true,
+	.hvo = true,
+};
+
+FIXTURE_VARIANT_ADD(alone, optimized_plain_1g)
+{
+	.size = SZ_1G,
+	.hvo = true,
+};
+
+FIXTURE_SETUP(alone)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, &self->s, variant->size, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(alone)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(alone, is_left_out_and_comes_back, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+
+	for (i = 1; i <= 3 && !_metadata->exit_code; i++) {
+		leave_available(_metadata, s, 1);
+		if (variant->keep) {
+			open_one(_metadata, s);
+			lose(_metadata, s, i);
+			let_go(_metadata, s);
+			close(s->fd);
+		} else {
+			poison_free_pages(_metadata, s, &i, 1);
+			pool_set(s->size, "nr_hugepages", s->before.nr - 1);
+		}
+		expect_released(_metadata, s);
+		EXPECT_EQ(self->memmap, nr_memmap());
+	}
 }
 
 /*

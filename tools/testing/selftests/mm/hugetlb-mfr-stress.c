@@ -19,7 +19,7 @@
  *   HUGETLB_MFR_INJECTIONS	stop after so many
  *   HUGETLB_MFR_SEED
  *   HUGETLB_MFR_WORKERS
- *   HUGETLB_MFR_VERBOSE	1: say what was done
+ *   HUGETLB_MFR_VERBOSE	1: say what each round has lost
  */
 #include "mfr_util.h"
 #include <semaphore.h>
@@ -33,6 +33,9 @@
 #define NR_ORPHANS	32
 #define MAX_HUGE	3	/* hugepages in a file */
 #define MAX_WORKERS	16
+
+/* What has been tried so often and never had an effect isn't tested. */
+#define MANY_TRIES	200
 
 /* How long a test may take, that is, whoever has set HUGETLB_MFR_SECONDS. */
 #define LONG_RUN	(24 * 3600)
@@ -85,6 +88,7 @@ enum act {
 	ACT_UNPIN,
 	ACT_KILL,
 	ACT_QUIT,
+	NR_ACTS = ACT_QUIT,
 };
 
 struct file {
@@ -135,6 +139,7 @@ struct worker {
 	unsigned int nr;
 	unsigned long step;
 	const char *op;
+	bool effect;			/* of this step: see did() */
 	uint64_t random;
 	uint64_t nr_made;
 	unsigned long size;
@@ -145,6 +150,12 @@ struct worker {
 	unsigned int nr_orphans;
 	struct peer *peer[2];
 	char *buf;
+};
+
+/* How often something was tried, and how often it had an effect. */
+struct tally {
+	atomic_ulong tried;
+	atomic_ulong done;
 };
 
 static struct book {
@@ -173,7 +184,12 @@ static struct book {
 	/* Shots at what the shooter doesn't hold: how many now, and the last */
 	atomic_uint nr_wild;
 	atomic_ulong shot_ns;
-	atomic_ulong nr_done[MAX_OPS];
+	/* Steps, and races in which both sides may have an effect */
+	struct tally op[MAX_OPS];
+	struct tally race[NR_ACTS];
+	struct tally grown;
+	struct tally shrunk;
+	struct tally giant_shrunk;
 	/* What went wrong */
 	atomic_uint nr_reports;
 	char report[MAX_REPORTS][256];
@@ -281,6 +297,18 @@ static void __printf(2, 3) fail(struct worker *w, const char *fmt, ...)
 	va_start(args, fmt);
 	vsnprintf(book->report[i] + len, sizeof(book->report[i]) - len, fmt, args);
 	va_end(args);
+}
+
+static void tally(struct tally *t, bool done)
+{
+	t->tried++;
+	t->done += done;
+}
+
+/* This step has changed something, or has been refused as it must be. */
+static void did(struct worker *w)
+{
+	w->effect = true;
 }
 
 /* Nobody must interrupt the victim of a machine check, whatever CPU it is on. */
@@ -740,8 +768,11 @@ static enum how any_how(struct worker *w)
 	return one_in(w, 2) ? BY_MADVISE : BY_PFN;
 }
 
-/* Raw page @idx of @f is lost, or lost again. It can't leave its file meanwhile. */
-static void hit(struct worker *w, struct file *f, unsigned long idx, enum how how)
+/*
+ * Raw page @idx of @f is lost, or lost again. It can't leave its file meanwhile.
+ * Returns whether it was healthy.
+ */
+static bool hit(struct worker *w, struct file *f, unsigned long idx, enum how how)
 {
 	unsigned long pfn = pfn_of(f, idx);
 	enum standing before;
@@ -753,9 +784,9 @@ static void hit(struct worker *w, struct file *f, unsigned long idx, enum how ho
 	mapped = mapped_pfn(page_of(f, idx)) == pfn;
 	again = standing_of(pfn) == LOST;
 	if (again && how == BY_SCRUB)
-		return;
+		return false;
 	if (!again && !change_standing(pfn, HEALTHY, HIT))
-		return;
+		return false;
 
 	ret = shoot(how, page_of(f, idx), pfn);
 	if (!again && was_hit(ret))
@@ -766,7 +797,7 @@ static void hit(struct worker *w, struct file *f, unsigned long idx, enum how ho
 	if (!f->keep) {
 		if (!was_hit(ret) && !(ret == -EFAULT && how == BY_MADVISE && before == LOST))
 			fail(w, "losing page %#lx of a plain file: %d", pfn, ret);
-		return;
+		return !again && was_hit(ret);
 	}
 	if (again && how == BY_MADVISE)
 		want = -EFAULT;
@@ -785,6 +816,7 @@ static void hit(struct worker *w, struct file *f, unsigned long idx, enum how ho
 		     bus.came, bus.came_code, bus.came_lsb);
 	else if (mapped && mapped_pfn(page_of(f, idx)) != pfn)
 		fail(w, "lost page %#lx is no longer mapped", pfn);
+	return !again && was_hit(ret);
 }
 
 static void op_lose(struct worker *w)
@@ -798,7 +830,8 @@ static void op_lose(struct worker *w)
 	if (!f->keep)
 		nr = 1 + nr / 4;
 	while (nr-- && !book->stop)
-		hit(w, f, h * f->nr_raw + below(w, f->nr_raw), any_how(w));
+		if (hit(w, f, h * f->nr_raw + below(w, f->nr_raw), any_how(w)))
+			did(w);
 }
 
 static void op_lose_again(struct worker *w)
@@ -806,8 +839,12 @@ static void op_lose_again(struct worker *w)
 	unsigned long idx;
 	struct file *f = any_page(w, &idx);
 
-	if (f)
-		hit(w, f, rather_lost(f, idx), any_how(w));
+	if (!f)
+		return;
+	idx = rather_lost(f, idx);
+	if (standing_of(pfn_of(f, idx)) == LOST)
+		did(w);
+	hit(w, f, idx, any_how(w));
 }
 
 /*
@@ -824,16 +861,18 @@ static void op_create(struct worker *w)
 	if (!open_file(w, f, book->real || !one_in(w, 4), 1 + below(w, MAX_HUGE)))
 		return;
 	for (h = 0; h < f->nr_huge; h++)
-		if (!one_in(w, 4))
-			fill_in(w, f, h);
+		if (!one_in(w, 4) && fill_in(w, f, h))
+			did(w);
 }
 
 static void op_close(struct worker *w)
 {
 	struct file *f = any_file(w);
 
-	if (f)
-		close_file(w, f);
+	if (!f)
+		return;
+	close_file(w, f);
+	did(w);
 }
 
 static void op_write(struct worker *w)
@@ -856,6 +895,8 @@ static void op_write(struct worker *w)
 		f->gen[idx] += !f->gen[idx];
 		make_page(f, idx, w->buf);
 		ok = copy(page_of(f, idx), w->buf, psize());
+		if (ok)
+			did(w);
 		judge(w, f, idx, page_of(f, idx), ok ? w->buf : NULL, before, false);
 	}
 }
@@ -867,6 +908,9 @@ static void read_page(struct worker *w, struct file *f, unsigned long idx, char 
 	char *page = map + idx * psize();
 	bool ok = copy(w->buf, page, psize());
 
+	/* In a fresh mapping, what is lost must be refused. */
+	if (ok || fresh)
+		did(w);
 	judge(w, f, idx, page, ok ? w->buf : NULL, before, fresh);
 }
 
@@ -939,6 +983,7 @@ static void op_pread(struct worker *w)
 		want = -EIO;
 	if (moved)
 		return;
+	did(w);
 	if (got != want)
 		fail(w, "pread at page %#lx: %zd instead of %zd", pfn_of(f, idx), got, want);
 	for (i = 0; got > 0 && i < got / psize(); i++)
@@ -967,6 +1012,8 @@ static void op_populate(struct worker *w)
 	/* An error that hits while it is isolated leaves it mapped. */
 	if (!ret && !f->keep && fresh && before == LOST)
 		fail(w, "a plain hugepage with lost pages could be populated");
+	if (!ret && fresh)
+		did(w);
 	if (!ret && f->keep && mapped_pfn(f->map + h * f->size) != f->head[h])
 		fail(w, "populating hasn't mapped page %#lx", f->head[h]);
 }
@@ -1006,6 +1053,8 @@ static void op_private(struct worker *w)
 		fail(w, "a copy says that healthy page %#lx is lost",
 		     shared + idx % f->nr_raw);
 	pfn = ok ? mapped_pfn(page) : NO_PFN;
+	if (pfn != NO_PFN && pfn != shared + idx % f->nr_raw)
+		did(w);
 	if (pfn != NO_PFN) {
 		const unsigned long head = pfn - idx % f->nr_raw;
 
@@ -1045,6 +1094,7 @@ static void op_punch(struct worker *w)
 	if (punch_file(f, h * f->size, f->size))
 		fail(w, "punching a hugepage: %s", strerror(errno));
 	leave(w, f, h);
+	did(w);
 }
 
 static void op_punch_part(struct worker *w)
@@ -1069,6 +1119,8 @@ static void op_punch_part(struct worker *w)
 		fail(w, "punching %lu pages at %#lx, %s: %d", nr, pfn_of(f, idx),
 		     lost ? "some of them lost" : "healthy", ret);
 	memset(f->gen + idx, 0, nr);
+	if (!ret)
+		did(w);
 }
 
 static void op_truncate(struct worker *w)
@@ -1080,8 +1132,10 @@ static void op_truncate(struct worker *w)
 		return;
 	nr = below(w, f->nr_huge);
 	for (h = nr; h < f->nr_huge; h++)
-		if (f->head[h] != NO_PFN)
+		if (f->head[h] != NO_PFN) {
 			wait_for_shot(f->head[h]);
+			did(w);
+		}
 	if (ftruncate(f->fd, nr * f->size) || ftruncate(f->fd, file_len(f)))
 		fail(w, "truncating: %s", strerror(errno));
 	for (h = nr; h < f->nr_huge; h++)
@@ -1128,6 +1182,8 @@ static void op_child(struct worker *w)
 	    !(last && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) &&
 	    !(WIFEXITED(status) && !WEXITSTATUS(status)))
 		fail(w, "a child ended with %#x", status);
+	if (pid > 0)
+		did(w);
 }
 
 /*
@@ -1197,8 +1253,11 @@ static void op_pin(struct worker *w)
 	struct file *f = any_file(w);
 	unsigned long h;
 
-	if (!p->used && any_huge(w, f, &h))
-		p->used = make_pin(w, f, h, p);
+	if (p->used || !any_huge(w, f, &h))
+		return;
+	p->used = make_pin(w, f, h, p);
+	if (p->used)
+		did(w);
 }
 
 static void op_unpin(struct worker *w)
@@ -1209,6 +1268,7 @@ static void op_unpin(struct worker *w)
 		return;
 	wait_for_shot(p->head);
 	release_pin(p);
+	did(w);
 }
 
 /* Its file may be gone, but as long as it is pinned it is a hugepage. */
@@ -1229,10 +1289,12 @@ static void op_lose_pinned(struct worker *w)
 		if (!again && !change_standing(pfn, HEALTHY, HIT))
 			continue;
 		ret = shoot(BY_PFN, NULL, pfn);
-		if (!again && was_hit(ret))
+		if (!again && was_hit(ret)) {
 			book_lost(pfn);
-		else if (!again)
+			did(w);
+		} else if (!again) {
 			change_standing(pfn, HIT, HEALTHY);
+		}
 		if (!was_hit(ret) || (p->keep && ret != (again ? -EHWPOISON : 0)))
 			fail(w, "losing pinned page %#lx %s: %d", pfn, again ? "again" : "",
 			     ret);
@@ -1290,6 +1352,7 @@ static void op_move(struct worker *w)
 	}
 	f->head[h] = new;
 	check_fresh(w, new, f->nr_raw, since);
+	did(w);
 }
 
 static void op_soft_offline(struct worker *w)
@@ -1319,6 +1382,7 @@ static void op_soft_offline(struct worker *w)
 	if (!ret) {
 		book_lost(pfn);
 		atomic_fetch_add(&book->nr_soft, 1);
+		did(w);
 	} else {
 		change_standing(pfn, HIT, HEALTHY);
 	}
@@ -1360,7 +1424,7 @@ static uint64_t flags_of(unsigned long pfn)
  */
 static bool give_back(unsigned long pfn)
 {
-	unsigned long nr = 1, i;
+	unsigned long nr = 1, nr_given, i;
 	bool given = false;
 
 	/* One after the other: two can't both have given back the same page. */
@@ -1385,8 +1449,11 @@ static bool give_back(unsigned long pfn)
 	for (i = 0; i < nr; i++)
 		change_standing(pfn + i, LOST, BACK);
 	given = !unpoison(pfn);
+	/* If a kept one has fallen to pieces meanwhile, that was only its first page. */
+	nr_given = !given ? 0 : book->idle && nr > 1 && !(flags_of(pfn) & KPF_HUGE) ? 1 : nr;
 	for (i = 0; i < nr; i++)
-		if (change_standing(pfn + i, BACK, given ? HEALTHY : LOST) && given)
+		if (change_standing(pfn + i, BACK, i < nr_given ? HEALTHY : LOST) &&
+		    i < nr_given)
 			atomic_fetch_add(&book->nr_back, 1);
 unlock:
 	pthread_mutex_unlock(&book->giving);
@@ -1422,7 +1489,9 @@ static void op_give_back(struct worker *w)
 		if (!(flags & KPF_HWPOISON) || (flags & (KPF_HUGE | KPF_COMPOUND_TAIL)))
 			continue;
 		/* Nobody has it any more, but who else gives it back. */
-		if (!give_back_at_last(pfn))
+		if (give_back_at_last(pfn))
+			did(w);
+		else
 			fail(w, "page %#lx can't be unpoisoned", pfn);
 	}
 }
@@ -1437,8 +1506,8 @@ static void op_adopt(struct worker *w)
 	for (i = 0; i < SZ_2M / psize() && standing_of(head + i) != LOST; i++)
 		;
 	/* Pins may last longer. */
-	if (i < SZ_2M / psize())
-		give_back(head + i);
+	if (i < SZ_2M / psize() && give_back(head + i))
+		did(w);
 }
 
 /* As long as a file holds it, nobody must be able to say that it is well. */
@@ -1452,7 +1521,9 @@ static void op_give_back_in_use(struct worker *w)
 	idx = rather_lost(f, idx);
 	if (standing_of(pfn_of(f, idx)) != LOST)
 		return;
-	if (!unpoison(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
+	if (unpoison(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
+		did(w);
+	else
 		fail(w, "page %#lx was unpoisoned in its file", pfn_of(f, idx));
 }
 
@@ -1609,6 +1680,23 @@ static const struct race {
 	{ ACT_NONE,		true,	true,	true,	true,	false },
 };
 
+static const char * const act_names[NR_ACTS] = {
+	[ACT_NONE] = "the end of the file",
+	[ACT_HIT] = "another error",
+	[ACT_PUNCH] = "punching",
+	[ACT_PUNCH_PART] = "punching a part",
+	[ACT_TRUNCATE] = "truncation",
+	[ACT_CLOSE] = "closing",
+	[ACT_DROP] = "MADV_DONTNEED",
+	[ACT_READ] = "reading",
+	[ACT_PREAD] = "pread",
+	[ACT_COPY] = "copying",
+	[ACT_MOVE] = "moving",
+	[ACT_SOFT_OFFLINE] = "soft-offlining",
+	[ACT_UNPIN] = "unpinning",
+	[ACT_KILL] = "killing the last user",
+};
+
 /* Somebody else for whom there is nothing left but the mapping. */
 static pid_t leave_to_child(struct worker *w, struct file *f)
 {
@@ -1735,6 +1823,10 @@ static void run_race(struct worker *w, struct contest *c)
 		f->fd = -1;
 	}
 	p->go = !peer_is_late;
+	/* These take long: let some of them come to their end. */
+	if (p->go && (p->act == ACT_MOVE || p->act == ACT_SOFT_OFFLINE ||
+		      p->act == ACT_COPY))
+		usleep(5 * delay);
 	for (; delay; delay--)
 		asm volatile("");
 	p->go = true;
@@ -1815,6 +1907,21 @@ static bool race_was_right(struct contest *c)
 	return c->f.keep ? !ret : was_hit(ret);
 }
 
+/* (Of moving, the peer knows to which node.) */
+static bool peer_has_failed(struct contest *c)
+{
+	switch (c->race->act) {
+	case ACT_NONE:
+		return false;
+	case ACT_HIT:
+		return !was_hit(c->peer->ret);
+	case ACT_MOVE:
+		return c->peer->ret != c->peer->node;
+	default:
+		return c->peer->ret;
+	}
+}
+
 /* What is in the file when the race is over? */
 static void look_again(struct worker *w, struct contest *c)
 {
@@ -1866,6 +1973,9 @@ static void op_race(struct worker *w)
 			fail(w, "error %d in page %#lx against %d by %s in %#lx: %d, %d", c.how,
 			     c.head + c.idx, r->act, c.peer->is_process ? "process" : "thread",
 			     c.head + c.other, c.ret, c.peer->ret);
+		if (was_hit(c.ret) && !peer_has_failed(&c))
+			did(w);
+		tally(&book->race[r->act], w->effect);
 		if (c.f.fd >= 0)
 			look_again(w, &c);
 	}
@@ -1970,10 +2080,11 @@ static void be_worker(unsigned int nr)
 		w.random = mix(book->seed ^ mix(book->round << 40 | (uint64_t)nr << 32 | w.step));
 		op = any_op(&w);
 		w.op = op->name;
+		w.effect = false;
 		enter_world(op->alone);
 		op->run(&w);
 		leave_world();
-		book->nr_done[op - ops]++;
+		tally(&book->op[op - ops], w.effect);
 	}
 
 	for (i = 0; i < NR_FILES; i++)
@@ -2332,15 +2443,29 @@ static void end_round(struct pool *before, bool killed, bool last)
 			       book->nr_hits, missing);
 }
 
+static void resize_pool(unsigned long size, long nr)
+{
+	long before = pool_get(size, "nr_hugepages"), after;
+
+	pool_set(size, "nr_hugepages", nr);
+	after = pool_get(size, "nr_hugepages");
+	if (size == SZ_1G)
+		tally(&book->giant_shrunk, after < before);
+	else if (nr > before)
+		tally(&book->grown, after > before);
+	else if (nr < before)
+		tally(&book->shrunk, after < before);
+}
+
 /* In a round that isn't still. */
 static void touch_pool(uint64_t random)
 {
 	pool_set(SZ_2M, "nr_overcommit_hugepages", random % 16);
-	pool_set(SZ_2M, "nr_hugepages", POOL_2M - 64 + (random >> 8) % 80);
+	resize_pool(SZ_2M, POOL_2M - 64 + (random >> 8) % 80);
 	/* To grow, the kernel may move smaller hugepages, and the book wouldn't know. */
 	if (book->giant && !(random >> 32 & 15) &&
 	    pool_get(SZ_1G, "nr_hugepages") == POOL_1G)
-		pool_set(SZ_1G, "nr_hugepages", POOL_1G - 1);
+		resize_pool(SZ_1G, POOL_1G - 1);
 }
 
 static bool round_is_over(uint64_t start)
@@ -2666,7 +2791,11 @@ FIXTURE_SETUP(stress)
 	book->nr_soft = 0;
 	book->nr_offlined = 0;
 	book->shot_ns = 0;
-	memset(book->nr_done, 0, sizeof(book->nr_done));
+	memset(book->op, 0, sizeof(book->op));
+	memset(book->race, 0, sizeof(book->race));
+	memset(&book->grown, 0, sizeof(book->grown));
+	memset(&book->shrunk, 0, sizeof(book->shrunk));
+	memset(&book->giant_shrunk, 0, sizeof(book->giant_shrunk));
 	book->corrupted = self->s.corrupted;
 	book->open = true;
 	book->handled = mf_handled();
@@ -2686,6 +2815,18 @@ FIXTURE_TEARDOWN_PARENT(stress)
 {
 	EXPECT_EQ(0, close_book());
 	teardown_subject(_metadata, &self->s);
+}
+
+/* Not only has it been tried, it has happened. */
+static void expect_effect(struct __test_metadata *_metadata, const char *what,
+			  const char *name, const struct tally *t)
+{
+	if (!t->tried)
+		return;
+	ksft_print_msg("%s%s: %lu of %lu\n", what, name, t->done, t->tried);
+	if (t->tried >= MANY_TRIES)
+		EXPECT_LT(0, t->done)
+			TH_LOG("%s%s had no effect", what, name);
 }
 
 TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG_RUN)
@@ -2715,8 +2856,13 @@ TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG
 		TH_LOG("%s", book->report[i]);
 	TH_LOG("seed %lu: %lu injections, %lu pages lost, %lu soft-offlined, %lu given back",
 	       book->seed, book->nr_hits, book->nr_lost, book->nr_soft, book->nr_back);
-	for (op = ops; op->name && book->verbose; op++)
-		ksft_print_msg("%s: %lu\n", op->name, book->nr_done[op - ops]);
+	for (op = ops; op->name; op++)
+		expect_effect(_metadata, "", op->name, &book->op[op - ops]);
+	for (i = 0; i < NR_ACTS; i++)
+		expect_effect(_metadata, "an error against ", act_names[i], &book->race[i]);
+	expect_effect(_metadata, "", "growing the pool", &book->grown);
+	expect_effect(_metadata, "", "shrinking the pool", &book->shrunk);
+	expect_effect(_metadata, "", "shrinking the pool of 1 GiB", &book->giant_shrunk);
 	EXPECT_EQ(0, book->nr_reports);
 	EXPECT_LT(0, book->nr_lost);
 }

@@ -84,6 +84,8 @@
 #define HVO			"/proc/sys/vm/hugetlb_optimize_vmemmap"
 #define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
 #define CORE_PATTERN		"/proc/sys/kernel/core_pattern"
+#define FAILSLAB	"/sys/kernel/debug/failslab/"
+#define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
 #define TRACING			"/sys/kernel/tracing/instances/hugetlb-mfr"
 
 #define SZ_2M			(2UL << 20)
@@ -310,6 +312,56 @@ static inline int inject_scrub(char *addr, unsigned long pfn)
 	for (i = 0; i < 400 && hardware_corrupted() == before; i++)
 		usleep(2000);
 	return i < 400 ? 0 : -ETIMEDOUT;
+}
+
+/*
+ * Failing allocations
+ */
+
+static inline bool can_fail_allocations(void)
+{
+	return !access(FAILSLAB "probability", W_OK) &&
+	       !access(FAIL_PAGE "probability", W_OK) &&
+	       !access("/proc/thread-self/fail-nth", W_OK);
+}
+
+static int fail_nth;
+
+/* From now on the @nth allocation of this thread fails. */
+static inline bool fail_allocation(unsigned int nth)
+{
+	char text[16];
+	int len = snprintf(text, sizeof(text), "%u", nth);
+
+	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	return fail_nth >= 0 && pwrite(fail_nth, text, len, 0) == len;
+}
+
+/* No more of that.  Has one failed? */
+static inline bool has_failed(void)
+{
+	char text[16] = "";
+	bool failed;
+
+	failed = pread(fail_nth, text, sizeof(text) - 1, 0) > 0 && !atoi(text);
+	if (pwrite(fail_nth, "0", 1, 0) != 1)
+		failed = false;
+	close(fail_nth);
+	return failed;
+}
+
+/* Tell of an error with no memory to record it.  (Opening the file takes some, too.) */
+static inline int inject_unrecorded(unsigned long pfn)
+{
+	int fd = open(DEBUGFS_CORRUPT_PFN, O_WRONLY | O_CLOEXEC);
+	char buf[32];
+	int len = snprintf(buf, sizeof(buf), "0x%lx\n", pfn), ret;
+
+	if (fd < 0 || !fail_allocation(1))
+		return -EBADF;
+	ret = write(fd, buf, len) == len ? 0 : -errno;
+	close(fd);
+	return ret;
 }
 
 static const struct injector by_madvise = {
@@ -1114,6 +1166,27 @@ static inline void lose_hugepage(struct __test_metadata *_metadata, struct subje
 	expect_corrupted(_metadata, s);
 }
 
+/* What the kernel never gives back counts from now on. */
+static inline void give_up(struct subject *s, unsigned long huge)
+{
+	unsigned long i, kb = psize() >> 10;
+	unsigned int j = 0;
+
+	for (i = huge * s->nr_raw; i < (huge + 1) * s->nr_raw; i++) {
+		if (!s->lost[i])
+			continue;
+		s->lost[i] = false;
+		s->nr_lost--;
+		s->corrupted += kb;
+		ledger->corrupted += kb;
+	}
+	while (j < ledger->nr_poison)
+		if (ledger->poison[j].head == s->head[huge])
+			ledger->poison[j] = ledger->poison[--ledger->nr_poison];
+		else
+			j++;
+}
+
 #define NR_SPOTS	8
 
 /* Places in a hugepage where a mistake would show. */
@@ -1212,24 +1285,32 @@ static inline void expect_out_of_use(struct __test_metadata *_metadata, struct s
 	EXPECT_EQ(0, nr_free);
 }
 
-/* Count the healthy pages that are neither free nor in anybody's use, and note one. */
-static inline unsigned long nr_leaked(struct __test_metadata *_metadata, struct subject *s,
+/*
+ * Count the healthy pages that are neither free nor in anybody's use, and the lost ones
+ * that are free, and note one.
+ */
+static inline unsigned long nr_astray(struct __test_metadata *_metadata, struct subject *s,
 				      unsigned long huge, unsigned long *which)
 {
 	unsigned long i, nr = 0;
+	bool astray;
 
 	ASSERT_TRUE(read_kpageflags(s->head[huge], s->nr_raw, s->flags));
-	for (i = 0; i < s->nr_raw; i++)
-		if (!s->lost[huge * s->nr_raw + i] &&
-		    !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE))) {
+	for (i = 0; i < s->nr_raw; i++) {
+		if (s->lost[huge * s->nr_raw + i])
+			astray = s->flags[i] & KPF_BUDDY;
+		else
+			astray = !(s->flags[i] & (KPF_BUDDY | KPF_IN_USE));
+		if (astray) {
 			*which = i;
 			nr++;
 		}
+	}
 	return nr;
 }
 
 /*
- * Healthy pages may be free and yet not show as such, on a per-cpu list.  Soft
+ * Pages may be free and yet not show as such, on a per-cpu list.  Soft
  * offlining a page empties those of its zone, before it asks the filter.  What opens
  * and closes files allocates and frees pages, and so isn't done in between.
  */
@@ -1259,12 +1340,12 @@ static inline void close_drain(int drain)
 
 /*
  * Of a released hugepage, each healthy page must show on the lists of the buddy
- * allocator, or in use.
+ * allocator, or in use, and no lost one.
  */
 static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 				       struct subject *s, unsigned long huge)
 {
-	unsigned long i, tries, which = 0, leaked = 0;
+	unsigned long i, tries, which = 0, astray = 0;
 	int drain = open_drain();
 
 	for (i = 0; i < s->nr_raw - 1 && s->lost[huge * s->nr_raw + i]; i++)
@@ -1272,13 +1353,13 @@ static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 	/* The lost ones are set apart first, and a worker may free the others. */
 	for (tries = 0; tries < 50; tries++) {
 		drain_percpu_lists(drain, s->head[huge] + i);
-		leaked = nr_leaked(_metadata, s, huge, &which);
-		if (!leaked)
+		astray = nr_astray(_metadata, s, huge, &which);
+		if (!astray)
 			break;
 		usleep(20000);
 	}
 	close_drain(drain);
-	EXPECT_GE(s->nr_unknown, leaked)
+	EXPECT_GE(s->nr_unknown, astray)
 		/* page_owner=on may know more. */
 		ksft_print_msg("the last one is pfn %#lx, its kpageflags %#llx\n",
 			       s->head[huge] + which, (unsigned long long)s->flags[which]);
