@@ -121,7 +121,7 @@ has() {
 }
 has_half() {
 	! source_with "$all" fs/hugetlbfs/inode.c 2>"$logs/half" &&
-		grep '^mfr: the source has .*-keep-the-record-.* in part' "$logs/half"
+		grep '^mfr: the source has .*\.patch in part' "$logs/half"
 }
 all=$(ls "$series"/*.patch | grep -v '/0000-')
 [ -n "$KSRC" ] || {
