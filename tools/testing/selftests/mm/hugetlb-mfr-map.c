@@ -889,7 +889,7 @@ TEST_F_TIMEOUT(raced, an_extent_does_not_break_while_it_grows, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
-	unsigned long nr_errors = s->injector->for_real ? 20 :
+	unsigned long nr_errors = s->injector->for_real ? 2 :
 				  s->nr_raw < 1024 ? 2 * s->nr_raw : 2048;
 	pid_t pid[NR_READERS];
 	unsigned long i;
