@@ -852,7 +852,7 @@ TEST_F_TIMEOUT(raced, errors_are_in_the_map_as_soon_as_they_are_handled, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-/* What is lost in order is one extent, which has at least what was lost before. */
+/* Pages lost in order are one extent, which has at least what was lost before. */
 static void read_growing_extent(struct subject *s, struct race *race)
 {
 	static const char first[] = "mf-lost:\t0x0 ";

@@ -1884,7 +1884,7 @@ static bool hold_cpu(bool hold)
 
 /*
  * Empty the pool of all hugepages, and lose a page when the last of them has left it.
- * What frees them runs only while this thread sleeps.
+ * The task that frees them runs only while this thread sleeps.
  */
 static void lose_while_shrinking(struct __test_metadata *_metadata, struct subject *s,
 				 const FIXTURE_VARIANT(shrunk) * variant, long nr,

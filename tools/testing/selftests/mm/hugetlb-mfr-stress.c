@@ -34,7 +34,7 @@
 #define MAX_HUGE	3	/* hugepages in a file */
 #define MAX_WORKERS	16
 
-/* What has been tried so often and never had an effect isn't tested. */
+/* An operation without effect in so many tries is not tested. */
 #define MANY_TRIES	200
 
 /* How long a test may take, that is, whoever has set HUGETLB_MFR_SECONDS. */

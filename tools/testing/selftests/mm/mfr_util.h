@@ -1166,7 +1166,7 @@ static inline void lose_hugepage(struct __test_metadata *_metadata, struct subje
 	expect_corrupted(_metadata, s);
 }
 
-/* What the kernel never gives back counts from now on. */
+/* Pages that the kernel never gives back count from now on. */
 static inline void give_up(struct subject *s, unsigned long huge)
 {
 	unsigned long i, kb = psize() >> 10;
