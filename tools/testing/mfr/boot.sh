@@ -43,11 +43,12 @@ guest*)	initramfs=guest memory=5G first_node=3G second_node=2G
 # (From CMA that is half of a node others would take what they don't give back.)
 *-cma)	append="$append hugetlb_cma=0:1G,1:1G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
+*-hvo)	append="$append hugepagesz=1G hugepages=2 hugetlb_free_vmemmap=on" ;;
 esac
 # Memory that goes online was never allocated, nor were hugepages made at boot, which
 # MEM_ALLOC_PROFILING_DEBUG minds.
 case $DEBUG$name in
-?*-life*|?*-boot) append="$append sysctl.vm.mem_profiling=never" ;;
+?*-life*|?*-boot|?*-hvo) append="$append sysctl.vm.mem_profiling=never" ;;
 esac
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
@@ -91,7 +92,7 @@ x86)
 	# board leaves less memory below 4 GiB, and KASAN takes an eighth: there must be
 	# as many 1 GiB hugepages on the first node.
 	board=pc
-	[ -z "$DEBUG" ] || board=q35 memory=10G first_node=6G
+	[ -z "$DEBUG" ] || board=q35 memory=12G first_node=7G second_node=5G
 	machine="qemu-system-x86_64 -M $board -cpu $cpu"
 	[ $cpus = 1 ] || machine="$machine
 		-chardev socket,id=monitor,path=$line/monitor,server=on,wait=off

@@ -579,6 +579,65 @@ TEST_F_TIMEOUT(lost_pages, are_gone_from_busy_vcpus_at_once, SLOW)
 }
 
 /*
+ * A page that the VMM gives up becomes zero under the guest, which goes on with the rest
+ * of its memory and then has all of it in blocks as large as before.
+ */
+TEST_F_TIMEOUT(lost_pages, are_healed_under_busy_vcpus, SLOW)
+{
+	struct vmm *vmm = &self->vmm, healed;
+	struct busy_vcpu b[NR_VCPUS] = {};
+	pthread_t thread[NR_VCPUS];
+	u64 *guest_rounds, last, i, page;
+	u32 id;
+
+	write_number(pool(vmm->s.hugepage, "nr_hugepages"), vmm->s.nr_hugepages_with + 1);
+	for (i = 0; i < NR_BUSY; i++)
+		busy[i] = nth_page(&vmm->s, i, NR_BUSY);
+	sync_global_to_guest(vmm->vm, busy);
+	page = busy[0] + 1;
+	lose(vmm, page);
+
+	order.what = STAY_BUSY;
+	sync_global_to_guest(vmm->vm, order);
+	guest_rounds = addr_gva2hva(vmm->vm, (gva_t)rounds);
+	for (id = 0; id < NR_VCPUS; id++) {
+		b[id].vmm = vmm;
+		b[id].id = id;
+		ASSERT_EQ(0, pthread_create(&thread[id], NULL, run_busy_vcpu, &b[id]));
+	}
+	for (i = 0; i < 2; i++) {
+		for (id = 0; id < NR_VCPUS; id++) {
+			last = READ_ONCE(guest_rounds[id]);
+			EXPECT_TRUE(wait_until(READ_ONCE(guest_rounds[id]) > last + 2));
+		}
+		if (!i)
+			EXPECT_EQ(0, fallocate(vmm->s.fd, FALLOC_FL_ZERO_RANGE |
+					       FALLOC_FL_KEEP_SIZE, page * psize(), psize()));
+	}
+	write_guest_global(vmm->vm, stop, true);
+	for (id = 0; id < NR_VCPUS; id++) {
+		ASSERT_EQ(0, pthread_join(thread[id], NULL));
+		EXPECT_EQ(0, b[id].nr_wrong);
+		for (i = 0; i < NR_BUSY; i++)
+			EXPECT_EQ(0, b[id].nr_signals[i]);
+	}
+	/* No store is gone. */
+	for (i = 0; i < NR_BUSY; i++)
+		EXPECT_EQ(guest_rounds[WRITER],
+			  ((u64 *)(vmm->s.mem + busy[i] * psize()))[WORD_WRITTEN]);
+	for (i = 0; i < psize() && !vmm->s.mem[page * psize() + i]; i++)
+		;
+	EXPECT_EQ(psize(), i);
+
+	lost[page / 64] = 0;
+	sync_global_to_guest(vmm->vm, lost);
+	healed = *vmm;
+	healed.s.nr_lost = 0;
+	ASSERT_TRUE(let_guest(&healed, FILL, 0, NULL));
+	expect_exact(_metadata, &healed);
+}
+
+/*
  * The map right after dirty logging: the TDP MMU has put blocks together, and the shadow
  * MMU has dropped all small mappings of hugepages, which faults will replace.
  */

@@ -2094,46 +2094,6 @@ FIXTURE_VARIANT_ADD(block, madvise_1g)
 	.injector = &by_madvise,
 };
 
-#define MEMORY_BLOCKS	"/sys/devices/system/memory"
-
-static const char *block_path(long block)
-{
-	static char path[PATH_MAX];
-
-	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%ld/state", block);
-	return path;
-}
-
-static unsigned long pages_in_block(void)
-{
-	char text[32] = "";
-
-	read_text(MEMORY_BLOCKS "/block_size_bytes", text, sizeof(text));
-	return strtoul(text, NULL, 16) / psize();
-}
-
-/* The memory block that a page is in. */
-static long block_of(unsigned long pfn)
-{
-	return pfn / pages_in_block();
-}
-
-static int change_block(long block, const char *state)
-{
-	const char *path = block_path(block);
-
-	errno = 0;
-	return write_text(path, state) ? 0 : -errno;
-}
-
-static bool block_is_online(long block)
-{
-	char state[32] = "";
-
-	read_text(block_path(block), state, sizeof(state));
-	return !strncmp(state, "online", 6);
-}
-
 /*
  * A block of @node from which the kernel keeps nothing that can't be moved, or -1.  It
  * goes online again as @state says.

@@ -24,14 +24,17 @@
  *   pool_shrinks	errors in free hugepages that are reserved
  *   alone	hugepages with one lost page among the first
  *   gigantic	1 GiB hugepages from wherever they come
+ *   booted	a healthy one from boot
  *   starved	errors that can't be recorded
  *   failing	allocations that fail one by one while an error is handled,
  *   ending, hole	and while a hugepage is released
  *   restored, retried	struct pages that can't be restored
+ *   leaving	losses while they are restored, and the hugepage freed
  *
  * Some need the kernel's command line to say where 1 GiB hugepages come from:
  * gigantic.cma_* want hugetlb_cma=, with room for two on one node, gigantic.boot
- * wants hugepagesz=1G hugepages=2.  What is about failing allocations needs
+ * wants hugepagesz=1G hugepages=2, and what is optimized at boot
+ * hugetlb_free_vmemmap=on as well.  What is about failing allocations needs
  * CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC and CONFIG_FAULT_INJECTION_DEBUG_FS.
  */
 
@@ -45,6 +48,7 @@
 #include <sys/vfs.h>
 
 #define NODES		"/sys/devices/system/node/node"
+#define CMA_AREAS	"/sys/kernel/debug/cma"
 #define HARD_OFFLINE_PAGE	"/sys/devices/system/memory/hard_offline_page"
 
 /* In a mount namespace of their own, where nobody else misses what is there. */
@@ -1346,6 +1350,33 @@ TEST_F_TIMEOUT(charged, a_removed_group_leaves_its_charges_to_the_outer_one, SLO
 	EXPECT_EQ(0, rmdir(MOUNT GROUP));
 }
 
+TEST_F_TIMEOUT(charged, filters_know_the_group_of_a_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	struct stat group, child;
+	pid_t pid;
+
+	ASSERT_EQ(0, stat(MOUNT GROUP, &group));
+	ASSERT_EQ(0, stat(MOUNT CHILD, &child));
+	pid = fork_in_group(_metadata);
+	if (!pid) {
+		open_one(_metadata, s);
+		ASSERT_TRUE(write_long(DEBUGFS_FILTER_MEMCG, group.st_ino));
+		ASSERT_TRUE(write_long(DEBUGFS_FILTER_ENABLE, 1));
+		expect_turned_away(_metadata, s, 3);
+
+		ASSERT_TRUE(write_long(DEBUGFS_FILTER_MEMCG, child.st_ino));
+		ASSERT_TRUE(write_long(DEBUGFS_FILTER_ENABLE, 1));
+		lose(_metadata, s, 3);
+		restore_filter();
+		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+		let_go(_metadata, s);
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	expect_released(_metadata, s);
+}
+
 /*
  * Demotion: 1 GiB hugepages become smaller ones
  */
@@ -2429,13 +2460,23 @@ FIXTURE_VARIANT_ADD(gigantic, boot)
 	.origin = BOOT,
 };
 
-static long nr_at_boot(void)
+FIXTURE_VARIANT_ADD(gigantic, boot_optimized)
+{
+	.injector = &by_madvise,
+	.origin = BOOT,
+	.hvo = true,
+};
+
+#define OPTIMIZED_AT_BOOT	"hugetlb_free_vmemmap=on"
+
+static long nr_at_boot(bool hvo)
 {
 	char cmdline[2048] = "";
 	unsigned int i;
 
 	read_text("/proc/cmdline", cmdline, sizeof(cmdline));
-	if (!strstr(cmdline, "hugepagesz=1G"))
+	if (!strstr(cmdline, "hugepagesz=1G") ||
+	    hvo != !!strstr(cmdline, OPTIMIZED_AT_BOOT))
 		return 0;
 	for (i = 0; i < ledger->nr_sizes; i++)
 		if (ledger->saved[i].size == SZ_1G)
@@ -2480,7 +2521,7 @@ static long nr_cma_pages(void)
 FIXTURE_SETUP(gigantic)
 {
 	struct subject *s = &self->s;
-	unsigned long nr = variant->origin == BOOT ? nr_at_boot() : 1;
+	unsigned long nr = variant->origin == BOOT ? nr_at_boot(variant->hvo) : 1;
 	long cma_kb;
 
 	if (!kernel_can_keep())
@@ -2492,6 +2533,7 @@ FIXTURE_SETUP(gigantic)
 		return;
 	if (variant->origin == BOOT) {
 		ASSERT_EQ(s->nr_huge, s->before.free);
+		self->memmap = nr_memmap();
 		return;
 	}
 
@@ -2522,7 +2564,7 @@ FIXTURE_TEARDOWN_PARENT(gigantic)
 TEST_F_TIMEOUT(gigantic, lost_pages_look_lost_before_the_first_healthy_one_is_free, SLOW)
 {
 	struct subject *s = &self->s;
-	const time_t end = time(NULL) + 10;
+	const time_t end = time(NULL) + 60;
 	uint64_t first, last;
 
 	open_one(_metadata, s);
@@ -2572,6 +2614,11 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	}
 	if (variant->origin == CONTIGUOUS)
 		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
+	/* The struct pages of one may lie in what another has given back. */
+	if (variant->origin == BOOT && variant->hvo) {
+		s->nr_unknown = nr_memmap() - self->memmap;
+		EXPECT_LT(0, s->nr_unknown);
+	}
 	for (i = 0; i < s->nr_huge; i++)
 		expect_all_come_back(_metadata, s, i);
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
@@ -2587,6 +2634,40 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 		EXPECT_GT(CMA_NOISE_KB, meminfo_get("CmaFree"));
 		leave_available(_metadata, s, 1);
 	}
+}
+
+/*
+ * A 1 GiB hugepage that was optimized at boot, and has lost nothing
+ */
+
+FIXTURE(booted)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(booted)
+{
+	if (!nr_at_boot(true))
+		SKIP(return, "needs hugepagesz=1G hugepages= " OPTIMIZED_AT_BOOT);
+	prepare(_metadata, &self->s, SZ_1G, &by_pfn, 1);
+}
+
+FIXTURE_TEARDOWN_PARENT(booted)
+{
+	teardown(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(booted, all_of_it_is_free_memory_when_it_goes, SLOW)
+{
+	struct subject *s = &self->s;
+	long memmap = nr_memmap(), kb = meminfo_get("MemFree");
+
+	ASSERT_TRUE(pool_set(SZ_1G, "nr_hugepages", s->before.nr - 1));
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	memmap = nr_memmap() - memmap;
+	EXPECT_LT(0, memmap);
+	kb = meminfo_get("MemFree") - kb + memmap * (long)(psize() >> 10);
+	EXPECT_LT((long)(SZ_1G >> 10) - CMA_NOISE_KB, kb);
 }
 
 /*
@@ -3328,6 +3409,96 @@ TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW
 	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
 }
 
+/*
+ * A 1 GiB hugepage that a worker restores and frees, which takes long, and what is lost
+ * meanwhile
+ */
+
+FIXTURE(leaving)
+{
+	struct subject s;
+	long memmap;
+	long memmap_less;
+};
+
+FIXTURE_SETUP(leaving)
+{
+	prepare_to_fail(_metadata, &self->s, SZ_1G, &by_pfn, 1);
+	if (!_metadata->exit_code)
+		setup_optimized(_metadata, &self->s, true, &self->memmap,
+				&self->memmap_less);
+}
+
+FIXTURE_TEARDOWN_PARENT(leaving)
+{
+	teardown(_metadata, &self->s);
+}
+
+/* The worker is on this CPU: look on from another one. */
+static void let_it_leave(struct __test_metadata *_metadata, struct subject *s)
+{
+	cpu_set_t other;
+
+	ASSERT_TRUE(hold_cpu(true));
+	let_go(_metadata, s);
+	CPU_ZERO(&other);
+	CPU_SET((sched_getcpu() + 1) % sysconf(_SC_NPROCESSORS_ONLN), &other);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(other), &other));
+	ASSERT_TRUE(hold_cpu(false));
+}
+
+TEST_F_TIMEOUT(leaving, a_page_that_is_hit_again_counts_once, 2 * SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long last = s->nr_raw - 1;
+	unsigned int tries;
+
+	for (tries = 0; tries < 8; tries++) {
+		open_one(_metadata, s);
+		lose(_metadata, s, last);
+		let_it_leave(_metadata, s);
+		do {
+			ASSERT_TRUE(read_kpageflags(s->head[0], 1, s->flags));
+		} while (s->flags[0] & KPF_HUGE);
+		/* It is no hugepage any more, and this page not yet by itself. */
+		EXPECT_NE(0, inject(s, last));
+		expect_out_of_use(_metadata, s, 0);
+		expect_rest_is_free(_metadata, s, 0);
+		expect_released(_metadata, s);
+		if (_metadata->exit_code)
+			return;
+		if (nr_said("%#lx: recovery action for get hwpoison page",
+			    s->head[0] + last))
+			break;
+		close(s->fd);
+		leave_available(_metadata, s, 1);
+	}
+	EXPECT_NE(8, tries);
+}
+
+TEST_F_TIMEOUT(leaving, an_unknown_loss_keeps_it_out_of_use, SLOW)
+{
+	struct subject *s = &self->s;
+	const time_t end = time(NULL) + 60;
+	long kb;
+
+	open_one(_metadata, s);
+	lose(_metadata, s, 3);
+	kb = meminfo_get("MemFree") - self->memmap_less * (long)(psize() >> 10) / 4;
+	let_it_leave(_metadata, s);
+	/* It has got some of its struct pages. */
+	while (meminfo_get("MemFree") > kb && time(NULL) < end)
+		;
+	note_lost(_metadata, s, 4);
+	EXPECT_EQ(0, inject_unrecorded(raw_pfn(s, 4)));
+	ASSERT_TRUE(has_failed());
+	ASSERT_EQ(1, nr_said("%#lx: no memory to record the lost page", raw_pfn(s, 4)));
+
+	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+	EXPECT_EQ(self->memmap, nr_memmap());
+}
+
 /* So that the memory goes back to where it is from, when there is memory to do so. */
 
 FIXTURE(retried_cma)
@@ -3368,6 +3539,72 @@ TEST_F_TIMEOUT(retried_cma, where_it_is_from_is_not_forgotten, SLOW)
 	EXPECT_EQ(self->cma_pages - (long)s->nr_raw, nr_cma_pages());
 	shrink_again(_metadata, s);
 	EXPECT_EQ(self->cma_pages, nr_cma_pages());
+}
+
+/* In debugfs, the file of the area of CMA that begins with that page. */
+static bool find_cma_file(unsigned long pfn, const char *name, char path[PATH_MAX])
+{
+	bool found = false;
+	glob_t areas;
+	long base;
+	size_t i;
+
+	if (glob(CMA_AREAS "/*/base_pfn", 0, NULL, &areas))
+		return false;
+	for (i = 0; i < areas.gl_pathc && !found; i++) {
+		if (!read_long(areas.gl_pathv[i], &base) || base != (long)pfn)
+			continue;
+		snprintf(path, PATH_MAX, "%.*s%s",
+			 (int)(strlen(areas.gl_pathv[i]) - strlen("base_pfn")),
+			 areas.gl_pathv[i], name);
+		found = true;
+	}
+	globfree(&areas);
+	return found;
+}
+
+/* Make as many 1 GiB hugepages as there may be.  Is that one of them? */
+static bool is_made_again(struct subject *s)
+{
+	uint64_t flags = 0;
+
+	pool_set(SZ_1G, "nr_hugepages", meminfo_get("MemTotal") / (SZ_1G >> 10));
+	read_kpageflags(s->head[0] + 2, 1, &flags);
+	pool_set(SZ_1G, "nr_hugepages", s->before.nr - 1);
+	return flags & KPF_HUGE;
+}
+
+TEST_F_TIMEOUT(retried_cma, cma_gives_the_healthy_part_to_others, SLOW)
+{
+	const long nr_small = SZ_1G / SZ_2M;
+	char alloc[PATH_MAX], free[PATH_MAX], text[16];
+	struct subject *s = &self->s;
+	long nr = 0;
+
+	open_one(_metadata, s);
+	if (!find_cma_file(s->head[0], "alloc", alloc) ||
+	    !find_cma_file(s->head[0], "free", free))
+		SKIP(return, "needs CONFIG_CMA_DEBUGFS");
+	/* In the first, second, middle and last 2 MiB. */
+	lose_spots(_metadata, s);
+	let_go(_metadata, s);
+	wait_for_release(s, 1);
+	expect_out_of_use(_metadata, s, 0);
+	EXPECT_EQ(self->cma_pages, nr_cma_pages());
+	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_FALSE(is_made_again(s));
+
+	snprintf(text, sizeof(text), "%lu", SZ_2M / psize());
+	while (nr < nr_small && write_text(alloc, text))
+		nr++;
+	EXPECT_EQ(nr_small - 4, nr);
+	expect_out_of_use(_metadata, s, 0);
+	expect_corrupted(_metadata, s);
+	snprintf(text, sizeof(text), "%lu", nr * (SZ_2M / psize()));
+	EXPECT_TRUE(write_text(free, text));
+
+	expect_all_come_back(_metadata, s, 0);
+	EXPECT_TRUE(is_made_again(s));
 }
 
 int main(int argc, char **argv)

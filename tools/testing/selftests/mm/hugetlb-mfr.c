@@ -422,6 +422,30 @@ TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
 	expect_released(_metadata, s);
 }
 
+TEST_F_TIMEOUT(kept, filters_see_the_page_that_is_hit, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = s->nr_raw / 2;
+
+	ASSERT_TRUE(write_long(DEBUGFS_FILTER_MASK, KPF_HUGE | KPF_COMPOUND_TAIL));
+	ASSERT_TRUE(write_long(DEBUGFS_FILTER_VALUE, KPF_HUGE));
+	ASSERT_TRUE(write_long(DEBUGFS_FILTER_ENABLE, 1));
+	lose(_metadata, s, 0);
+
+	/* A tail page isn't what the filter lets pass, though its head is. */
+	EXPECT_EQ(s->injector->filtered, inject(s, nr));
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(0, heard.nr);
+
+	restore_filter();
+	lose(_metadata, s, nr);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(0, nr_changed_pages(s));
+	unmap_file(s);
+	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	expect_released(_metadata, s);
+}
+
 TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 {
 	static const char * const names[] = {

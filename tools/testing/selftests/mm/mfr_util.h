@@ -76,11 +76,16 @@
 #define DEBUGFS_HWPOISON	"/sys/kernel/debug/hwpoison"
 #define DEBUGFS_CORRUPT_PFN	DEBUGFS_HWPOISON "/corrupt-pfn"
 #define DEBUGFS_UNPOISON_PFN	DEBUGFS_HWPOISON "/unpoison-pfn"
-#define DEBUGFS_FILTER_ENABLE	DEBUGFS_HWPOISON "/corrupt-filter-enable"
-#define DEBUGFS_FILTER_MAJOR	DEBUGFS_HWPOISON "/corrupt-filter-dev-major"
+#define DEBUGFS_FILTER		DEBUGFS_HWPOISON "/corrupt-filter-"
+#define DEBUGFS_FILTER_ENABLE	DEBUGFS_FILTER "enable"
+#define DEBUGFS_FILTER_MAJOR	DEBUGFS_FILTER "dev-major"
+#define DEBUGFS_FILTER_MASK	DEBUGFS_FILTER "flags-mask"
+#define DEBUGFS_FILTER_VALUE	DEBUGFS_FILTER "flags-value"
+#define DEBUGFS_FILTER_MEMCG	DEBUGFS_FILTER "memcg"
 #define MF_RECOVERY		"/proc/sys/vm/memory_failure_recovery"
 #define SOFT_OFFLINE		"/proc/sys/vm/enable_soft_offline"
 #define SOFT_OFFLINE_PAGE	"/sys/devices/system/memory/soft_offline_page"
+#define MEMORY_BLOCKS		"/sys/devices/system/memory"
 #define HVO			"/proc/sys/vm/hugetlb_optimize_vmemmap"
 #define NR_HUGEPAGES		"/proc/sys/vm/nr_hugepages"
 #define CORE_PATTERN		"/proc/sys/kernel/core_pattern"
@@ -99,6 +104,15 @@
 
 #define MAX_POISON		16384
 #define MAX_SIZES		16
+
+/* What decides which errors happen. */
+static const char * const filters[] = {
+	DEBUGFS_FILTER_ENABLE,
+	DEBUGFS_FILTER_MAJOR,
+	DEBUGFS_FILTER_MASK,
+	DEBUGFS_FILTER_VALUE,
+	DEBUGFS_FILTER_MEMCG,
+};
 
 /*
  * State that outlives a test: what is poisoned now and how the pools were.  It
@@ -119,8 +133,7 @@ static struct ledger {
 		long overcommit;
 		long demote_kb;
 	} saved[MAX_SIZES];
-	long filter_enable;
-	long filter_major;
+	long filter[ARRAY_SIZE(filters)];
 	long soft_offline;
 	char core_pattern[160];
 	int monitor;			/* line to the virtual machine's, or -1 */
@@ -454,6 +467,50 @@ static inline bool write_text(const char *path, const char *text)
 	return ok;
 }
 
+/*
+ * Memory blocks, which can go offline
+ */
+
+static inline const char *block_path(long block)
+{
+	static char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%ld/state", block);
+	return path;
+}
+
+static inline unsigned long pages_in_block(void)
+{
+	static unsigned long nr;
+	char text[32];
+
+	if (!nr && read_text(MEMORY_BLOCKS "/block_size_bytes", text, sizeof(text)) > 0)
+		nr = strtoul(text, NULL, 16) / psize();
+	return nr;
+}
+
+/* The memory block that a page is in. */
+static inline long block_of(unsigned long pfn)
+{
+	return pfn / pages_in_block();
+}
+
+static inline int change_block(long block, const char *state)
+{
+	const char *path = block_path(block);
+
+	errno = 0;
+	return write_text(path, state) ? 0 : -errno;
+}
+
+static inline bool block_is_online(long block)
+{
+	char state[32] = "";
+
+	read_text(block_path(block), state, sizeof(state));
+	return !strncmp(state, "online", 6);
+}
+
 #define CGROUP2_OPTIONS_MAX	128
 #define CGROUP2_HUGETLB		"memory_hugetlb_accounting"
 
@@ -555,9 +612,9 @@ static inline void save_settings(void)
 {
 	DIR *dir = opendir(SYSFS_HUGEPAGES);
 	struct dirent *entry;
+	unsigned int i;
 
 	while (dir && ledger->nr_sizes < MAX_SIZES) {
-		unsigned int i = ledger->nr_sizes;
 		unsigned long size;
 
 		entry = readdir(dir);
@@ -566,6 +623,7 @@ static inline void save_settings(void)
 		if (sscanf(entry->d_name, "hugepages-%lukB", &size) != 1)
 			continue;
 		size <<= 10;
+		i = ledger->nr_sizes;
 		ledger->saved[i].size = size;
 		ledger->saved[i].nr = pool_get(size, "nr_hugepages");
 		ledger->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
@@ -577,9 +635,9 @@ static inline void save_settings(void)
 		closedir(dir);
 
 	read_text(CORE_PATTERN, ledger->core_pattern, sizeof(ledger->core_pattern));
-	if (!read_long(DEBUGFS_FILTER_ENABLE, &ledger->filter_enable) ||
-	    !read_long(DEBUGFS_FILTER_MAJOR, &ledger->filter_major))
-		ledger->filter_major = -1;
+	for (i = 0; i < ARRAY_SIZE(filters); i++)
+		if (!read_long(filters[i], &ledger->filter[i]))
+			ledger->filter[i] = -1;
 	if (!read_long(SOFT_OFFLINE, &ledger->soft_offline))
 		ledger->soft_offline = 1;
 }
@@ -648,8 +706,10 @@ static inline bool filter_all_errors(void)
 
 static inline void restore_filter(void)
 {
-	write_long(DEBUGFS_FILTER_ENABLE, ledger->filter_enable);
-	write_long(DEBUGFS_FILTER_MAJOR, ledger->filter_major);
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(filters); i++)
+		write_long(filters[i], ledger->filter[i]);
 }
 
 static inline void restore_soft_offline(void)
@@ -1204,12 +1264,11 @@ static inline unsigned long spot(struct subject *s, unsigned int i)
 	return spots[i];
 }
 
-/* An error that the filter turns away has not happened. */
-static inline void expect_filtered(struct __test_metadata *_metadata, struct subject *s,
-				   unsigned long nr)
+/* An error that the filter turns away, as it is now, has not happened. */
+static inline void expect_turned_away(struct __test_metadata *_metadata,
+				      struct subject *s, unsigned long nr)
 {
 	ASSERT_TRUE(note_poison(raw_pfn(s, nr), s->head[nr / s->nr_raw]));
-	ASSERT_TRUE(filter_all_errors());
 	EXPECT_EQ(s->injector->filtered, inject(s, nr));
 	restore_filter();
 
@@ -1219,6 +1278,13 @@ static inline void expect_filtered(struct __test_metadata *_metadata, struct sub
 	EXPECT_FALSE(is_poisoned(s->head[nr / s->nr_raw]));
 	EXPECT_TRUE(try_write(raw_page(s, nr)));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, nr / s->nr_raw));
+}
+
+static inline void expect_filtered(struct __test_metadata *_metadata, struct subject *s,
+				   unsigned long nr)
+{
+	ASSERT_TRUE(filter_all_errors());
+	expect_turned_away(_metadata, s, nr);
 }
 
 static inline void lose_spots(struct __test_metadata *_metadata, struct subject *s)
@@ -1447,10 +1513,14 @@ static inline void wait_for_child(struct __test_metadata *_metadata, pid_t pid)
 /* fork() a process that does not outlive the test. */
 static inline pid_t fork_helper(void)
 {
-	pid_t pid = fork();
+	pid_t parent = getpid(), pid = fork();
 
-	if (!pid)
+	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		/* It may be dead already. */
+		if (getppid() != parent)
+			raise(SIGKILL);
+	}
 	return pid;
 }
 
