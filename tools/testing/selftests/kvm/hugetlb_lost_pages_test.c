@@ -510,6 +510,20 @@ static void *run_busy_vcpu(void *arg)
 	return NULL;
 }
 
+static void start_busy_vcpus(struct __test_metadata *_metadata, struct vmm *vmm,
+			     struct busy_vcpu *b, pthread_t *thread)
+{
+	u32 id;
+
+	order.what = STAY_BUSY;
+	sync_global_to_guest(vmm->vm, order);
+	for (id = 0; id < NR_VCPUS; id++) {
+		b[id].vmm = vmm;
+		b[id].id = id;
+		ASSERT_EQ(0, pthread_create(&thread[id], NULL, run_busy_vcpu, &b[id]));
+	}
+}
+
 #define wait_until(cond)					\
 ({								\
 	int __tries;						\
@@ -534,14 +548,8 @@ TEST_F_TIMEOUT(lost_pages, are_gone_from_busy_vcpus_at_once, SLOW)
 	for (i = 0; i < NR_BUSY; i++)
 		busy[i] = nth_page(&vmm->s, i, NR_BUSY);
 	sync_global_to_guest(vmm->vm, busy);
-	order.what = STAY_BUSY;
-	sync_global_to_guest(vmm->vm, order);
+	start_busy_vcpus(_metadata, vmm, b, thread);
 	guest_rounds = addr_gva2hva(vmm->vm, (gva_t)rounds);
-	for (id = 0; id < NR_VCPUS; id++) {
-		b[id].vmm = vmm;
-		b[id].id = id;
-		ASSERT_EQ(0, pthread_create(&thread[id], NULL, run_busy_vcpu, &b[id]));
-	}
 
 	for (i = 0; i < NR_BUSY; i++) {
 		u64 *word = (u64 *)(vmm->s.mem + busy[i] * psize());
@@ -597,14 +605,8 @@ TEST_F_TIMEOUT(lost_pages, are_healed_under_busy_vcpus, SLOW)
 	page = busy[0] + 1;
 	lose(vmm, page);
 
-	order.what = STAY_BUSY;
-	sync_global_to_guest(vmm->vm, order);
+	start_busy_vcpus(_metadata, vmm, b, thread);
 	guest_rounds = addr_gva2hva(vmm->vm, (gva_t)rounds);
-	for (id = 0; id < NR_VCPUS; id++) {
-		b[id].vmm = vmm;
-		b[id].id = id;
-		ASSERT_EQ(0, pthread_create(&thread[id], NULL, run_busy_vcpu, &b[id]));
-	}
 	for (i = 0; i < 2; i++) {
 		for (id = 0; id < NR_VCPUS; id++) {
 			last = READ_ONCE(guest_rounds[id]);

@@ -8,6 +8,7 @@
  */
 #include "mfr_util.h"
 #include <sys/uio.h>
+#include <time.h>
 #include "../../../../mm/gup_test.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -115,7 +116,7 @@ static void expect_unhealed(struct __test_metadata *_metadata, struct subject *s
 	expect_pool(_metadata, s, 0, s->nr_huge);
 }
 
-/* What was healed is a kept hugepage as any other. */
+/* A healed hugepage is kept like any other. */
 static void expect_kept(struct __test_metadata *_metadata, struct subject *s,
 			unsigned long nr)
 {
@@ -808,6 +809,84 @@ TEST_F_TIMEOUT(killed, a_caller_leaves_it_healed_or_unhealed, SLOW)
 		EXPECT_EQ(0, nr_wrong_pages(s, false));
 	}
 	ksft_print_msg("%lu of %lu healed\n", nr_healed, i);
+	finish_race(_metadata, race, nr_healed);
+}
+
+FIXTURE(late)
+{
+	struct race race;
+};
+
+FIXTURE_SETUP(late)
+{
+	setup_race(_metadata, &self->race);
+}
+
+FIXTURE_TEARDOWN_PARENT(late)
+{
+	teardown_subject(_metadata, &self->race.s);
+}
+
+static void spin_us(unsigned long us)
+{
+	struct timespec begin, now;
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	do
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	while ((now.tv_sec - begin.tv_sec) * 1000000 +
+	       (now.tv_nsec - begin.tv_nsec) / 1000 < (long)us);
+}
+
+/*
+ * A page of the second half is lost while the first is given up: it fails the call, or
+ * comes after it. Until it is named, too, it never becomes zero.
+ */
+TEST_F_TIMEOUT(late, loss_is_not_given_up, SLOW)
+{
+	struct race *race = &self->race;
+	struct subject *s = &race->s;
+	unsigned long i, nr, nr_healed = 0;
+	pid_t pid;
+	int ret;
+
+	for (i = 0; i < 2 * NR_RACES && !_metadata->exit_code; i++) {
+		nr = s->nr_raw / 2 + i;
+		madvise(raw_page(s, 0), psize(), MADV_HWPOISON);
+		race->shared->stop = false;
+		race->shared->nr_done = 0;
+		pid = fork_helper();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			race->shared->nr_done = 1;
+			while (!race->shared->stop)
+				;
+			/* Half of them early, when the call has just begun. */
+			spin_us(i < NR_RACES ? i * 25 : (i - NR_RACES) * 1000);
+			madvise(raw_page(s, nr), psize(), MADV_HWPOISON);
+			_exit(0);
+		}
+		while (!race->shared->nr_done)
+			;
+		race->shared->stop = true;
+		/* The signal that tells of the error interrupts it. */
+		do
+			ret = zero(s, 0, s->size / 2);
+		while (ret == -EINTR);
+		EXPECT_TRUE(!ret || ret == -EIO)
+			ksft_print_msg("ZERO_RANGE: %s\n", strerror(-ret));
+		nr_healed += !ret;
+		wait_for_child(_metadata, pid);
+		EXPECT_EQ(0, nr_wrong_pages(s, false));
+		EXPECT_LT(0, nr_on_map(s));
+
+		EXPECT_EQ(0, zero(s, nr * psize(), psize()));
+		EXPECT_TRUE(page_is_zero(raw_page(s, nr)));
+		fill(s);
+	}
+	ksft_print_msg("%lu of %lu healed before the loss\n", nr_healed, i);
+	EXPECT_LT(0, nr_healed);
+	EXPECT_GT(i, nr_healed);
 	finish_race(_metadata, race, nr_healed);
 }
 

@@ -95,7 +95,7 @@ enum act {
 	NR_ACTS = ACT_QUIT,
 };
 
-/* What happens to pools and memory meanwhile. */
+/* Changes that pools and memory go through meanwhile. */
 enum deed {
 	DEED_GROW,
 	DEED_SHRINK,
@@ -2596,7 +2596,7 @@ static long healthy_block(uint64_t random)
 	unsigned int i, tries = 0;
 	unsigned long pfn;
 
-	/* What is on its way out of a hugepage arrives. */
+	/* Pages on their way out of a hugepage arrive. */
 	pool_set(SZ_2M, "nr_hugepages", pool_get(SZ_2M, "nr_hugepages"));
 	for (i = 0; pages_in_block() && i < 4 * book->nr_regions && tries < 32; i++) {
 		random = mix(random);
@@ -2730,7 +2730,7 @@ static void hit_and_demote(uint64_t random)
 	if (flags_of(pfn) & KPF_HUGE) {
 		again = shoot(BY_PFN, NULL, pfn);
 		book->handled += again != -EHWPOISON;
-		/* What is known as lost stays in the pool until that shrinks. */
+		/* A known loss keeps it in the pool until that shrinks. */
 		pool_set(SZ_2M, "nr_hugepages", 0);
 	}
 	flags = flags_of(pfn);

@@ -186,7 +186,7 @@ TEST_F(zero_range, keeps_the_size_if_told_to)
 	EXPECT_EQ(0, zero_range(self->fd, FALLOC_FL_KEEP_SIZE, SZ_2M, 2 * SZ_2M));
 	ASSERT_EQ(0, fstat(self->fd, &st));
 	EXPECT_EQ(2 * SZ_2M, st.st_size);
-	/* What lies behind the end is allocated, for when the file grows. */
+	/* The part behind the end is allocated, for when the file grows. */
 	EXPECT_EQ(self->nr_free + 1, read_long(free_2m));
 	ASSERT_EQ(0, ftruncate(self->fd, 3 * SZ_2M));
 	EXPECT_EQ(SZ_2M, differs(self->map, 0, SZ_2M, 'x'));

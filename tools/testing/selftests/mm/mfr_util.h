@@ -105,7 +105,7 @@
 #define MAX_POISON		16384
 #define MAX_SIZES		16
 
-/* What decides which errors happen. */
+/* The files that decide which errors happen. */
 static const char * const filters[] = {
 	DEBUGFS_FILTER_ENABLE,
 	DEBUGFS_FILTER_MAJOR,
