@@ -209,11 +209,11 @@ TEST_F_TIMEOUT(healed, all_lost_pages_at_once, SLOW)
 
 	lose_spots(_metadata, s);
 	EXPECT_EQ(0, zero(s, 0, s->size));
-	/* The whole range is zero: for the comparison it is as if it had been lost. */
 	for (i = 0; i < s->nr_raw; i++)
 		if (!page_is_zero(raw_page(s, i)))
 			break;
 	EXPECT_EQ(s->nr_raw, i);
+	/* Now put back what expect_healed() compares. */
 	fill(s);
 	for (i = 0; i < NR_SPOTS; i++)
 		memset(raw_page(s, spot(s, i)), 0, psize());
@@ -765,22 +765,22 @@ TEST_F_TIMEOUT(raced, loses_nothing_but_what_was_given_up, SLOW)
 	finish_race(_metadata, race, punched ? 0 : nr_healed);
 }
 
-FIXTURE(killed)
+FIXTURE(call)
 {
 	struct race race;
 };
 
-FIXTURE_SETUP(killed)
+FIXTURE_SETUP(call)
 {
 	setup_race(_metadata, &self->race);
 }
 
-FIXTURE_TEARDOWN_PARENT(killed)
+FIXTURE_TEARDOWN_PARENT(call)
 {
 	teardown_subject(_metadata, &self->race.s);
 }
 
-TEST_F_TIMEOUT(killed, a_caller_leaves_it_healed_or_unhealed, SLOW)
+TEST_F_TIMEOUT(call, that_is_killed_leaves_it_healed_or_unhealed, SLOW)
 {
 	struct race *race = &self->race;
 	struct subject *s = &race->s;
@@ -812,21 +812,6 @@ TEST_F_TIMEOUT(killed, a_caller_leaves_it_healed_or_unhealed, SLOW)
 	finish_race(_metadata, race, nr_healed);
 }
 
-FIXTURE(late)
-{
-	struct race race;
-};
-
-FIXTURE_SETUP(late)
-{
-	setup_race(_metadata, &self->race);
-}
-
-FIXTURE_TEARDOWN_PARENT(late)
-{
-	teardown_subject(_metadata, &self->race.s);
-}
-
 static void spin_us(unsigned long us)
 {
 	struct timespec begin, now;
@@ -842,7 +827,7 @@ static void spin_us(unsigned long us)
  * A page of the second half is lost while the first is given up: it fails the call, or
  * comes after it. Until it is named, too, it never becomes zero.
  */
-TEST_F_TIMEOUT(late, loss_is_not_given_up, SLOW)
+TEST_F_TIMEOUT(call, does_not_give_up_what_is_lost_meanwhile, SLOW)
 {
 	struct race *race = &self->race;
 	struct subject *s = &race->s;
