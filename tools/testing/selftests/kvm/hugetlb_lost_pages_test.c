@@ -38,6 +38,7 @@
 #define TOO_LATE		0x6c6f7374
 
 #define NR_BUSY			32
+#define NR_MAPPINGS		2000
 #define NR_VCPUS		2
 #define WRITER			0
 #define READER			1
@@ -583,6 +584,46 @@ TEST_F_TIMEOUT(lost_pages, are_gone_from_busy_vcpus_at_once, SLOW)
 
 	for (i = 0; i < NR_BUSY; i++)
 		tell_guest(vmm, busy[i]);
+	expect_exact(_metadata, vmm);
+}
+
+/*
+ * The guest uses the neighbors of a page while it is being lost.  KVM may map them by a
+ * block with that page as long as it isn't on record, which is after the VMAs of all
+ * other mappings have been looked at.
+ */
+TEST_F_TIMEOUT(lost_pages, are_not_brought_back_by_their_neighbors, SLOW)
+{
+	struct vmm *vmm = &self->vmm;
+	struct busy_vcpu b[NR_VCPUS] = {};
+	pthread_t thread;
+	u64 *guest_rounds, last, page, i;
+
+	for (i = 0; i < NR_BUSY; i++)
+		busy[i] = nth_page(&vmm->s, i, NR_BUSY) ^ 1;
+	sync_global_to_guest(vmm->vm, busy);
+	for (i = 0; i < NR_MAPPINGS; i++)
+		map_file(&(struct subject) { .fd = vmm->s.fd, .nr_huge = vmm->s.nr_huge,
+					     .hugepage = vmm->s.hugepage });
+	order.what = STAY_BUSY;
+	sync_global_to_guest(vmm->vm, order);
+	b[READER].vmm = vmm;
+	b[READER].id = READER;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_busy_vcpu, &b[READER]));
+	guest_rounds = addr_gva2hva(vmm->vm, (gva_t)rounds);
+
+	for (i = 0; i < NR_BUSY; i++) {
+		page = busy[i] ^ 1;
+		last = READ_ONCE(guest_rounds[READER]);
+		ASSERT_TRUE(wait_until(READ_ONCE(guest_rounds[READER]) > last + 2));
+		lose(vmm, page);
+		expect_signals(_metadata, vmm, LOAD, page, 1);
+	}
+
+	write_guest_global(vmm->vm, stop, true);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	for (i = 0; i < NR_BUSY; i++)
+		EXPECT_EQ(0, b[READER].nr_signals[i]);
 	expect_exact(_metadata, vmm);
 }
 
