@@ -33,6 +33,11 @@ bool __hugetlb_hwpoison_range(struct folio *folio, unsigned long idx,
 
 #else
 
+static inline int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
+{
+	return 0;
+}
+
 static inline bool __hugetlb_hwpoison_range(struct folio *folio,
 					    unsigned long idx, unsigned long nr)
 {

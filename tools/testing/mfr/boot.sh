@@ -37,9 +37,10 @@ bench*)	accel="tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed
 	khz=1000000
 	case $name in *-real) console=none ;; *) cpus=1 ;; esac ;;
 peers*)	initramfs=peers ;;
-# A guest's memory is one 1 GiB hugepage, for which the second node has room.
-guest*)	initramfs=guest memory=5G first_node=3G second_node=2G
-	append="$append nokaslr hugepagesz=1G hugepages=1" ;;
+# A guest's memory is one 1 GiB hugepage, and another is to replace it: the second node
+# has room for both.
+guest*)	initramfs=guest memory=6G first_node=3G second_node=3G
+	append="$append nokaslr hugepagesz=1G hugepages=1:2" ;;
 # (From CMA that is half of a node others would take what they don't give back.)
 *-cma)	append="$append hugetlb_cma=0:1G,1:1G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
@@ -57,7 +58,10 @@ case $SRCARCH in
 arm64)
 	append="$append console=ttyAMA0"
 	machine="qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a76"
-	case $name in *-kvm) machine="$machine -M virtualization=on" ;; esac
+	case $name in
+	*mte-kvm) machine="$machine -M virtualization=on,mte=on -cpu max" ;;
+	*-kvm)	machine="$machine -M virtualization=on" ;;
+	esac
 	# This board has only one serial line of its own.
 	results="-chardev file,id=results,path=$run/results
 		-device pci-serial,chardev=results" ;;

@@ -7,11 +7,13 @@
  *	aim PHYSICAL-ADDRESS WORKER
  *
  * What a worker has lost kills it. One has a handler for SIGBUS, and knows how to make
- * its numbers anew. When everybody was hit who said so, and some rounds later, the
- * survivors have checked everything once more, and the guest is powered off.
+ * its numbers anew. When the host has healed what was lost it says so in a line, and
+ * some rounds later the survivors have checked everything once more, and the guest is
+ * powered off.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -98,6 +100,7 @@ int main(void)
 {
 	unsigned long total = 0, wrong = 0, round = 0, last = -1UL;
 	int pid[WORKERS], told = 0, alive = WORKERS, i, status;
+	struct pollfd host = { .events = POLLIN };
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	mkdir("/proc", 0755);
@@ -110,7 +113,7 @@ int main(void)
 			work();
 	}
 
-	/* What's to come after that happened is counted in rounds of the first. */
+	/* What's to come after that is counted in rounds of the first. */
 	for (; round <= last || last == -1UL; sleep(1)) {
 		for (i = 0; i < WORKERS; i++) {
 			if (pid[i] && waitpid(pid[i], &status, WNOHANG) == pid[i]) {
@@ -126,11 +129,12 @@ int main(void)
 			       REBUILDS);
 		}
 		round = worker[STAYS].rounds;
-		if (last == -1UL && told && !pid[DIES] && !pid[DIES_TOO])
+		if (last == -1UL && poll(&host, 1, 0) > 0)
 			last = round + LATER;
 		for (i = 0, wrong = 0; i < WORKERS; i++)
 			wrong += worker[i].wrong;
-		printf("alive: %d workers, round %lu, %lu wrong numbers\n", alive, round, wrong);
+		printf("alive: %d workers, pages lost: %d, round %lu, %lu wrong numbers\n", alive,
+		       WORKERS - alive + told, round, wrong);
 	}
 	for (i = 0, wrong = 0; i < WORKERS; i++) {
 		worker[i].stop = 1;

@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # make run GUEST=linux: a Linux guest under QEMU as it is, which loses the same pages on
-# a stock and on a patched host. What happens on both is shown as it happens, side by
-# side. (The guest's kernel is the stock one on both: it needs nothing new.)
+# a stock and on a patched host, where the memory is healed in the end. What happens on
+# both is shown as it happens, side by side. (The guest's kernel is the stock one on both:
+# it needs nothing new.)
 
 . "${0%/*}/lib.sh"
 need_x86 "make run is about machine checks, which QEMU has for x86 only"
@@ -24,14 +25,15 @@ log=$dir/guest.log
 rm -rf "$root"
 mkdir -p "$root/tests" "$root/guest" "$root/usr/share/seabios" "$root/usr/share/qemu"
 : >"$log"
-compile() {	# compile PROGRAM FILE
+compile() {	# compile DIRECTORY/PROGRAM FILE
 	gcc -static -s -O2 -Wall -Wextra -isystem "$dir/obj/usr/include" \
-		-I "$TREE/tools/testing/selftests/mm" -o "$2" "$MFR/$1.c" >>"$log" 2>&1 ||
+		-I "$TREE/tools/testing/selftests/mm" -o "$2" "$1.c" >>"$log" 2>&1 ||
 		die "building $1 failed, see $log"
 }
-compile with-kept-memory "$root/tests/with-kept-memory"
-compile hit-memory "$root/tests/hit-memory"
-compile guest-init "$root/guest/init"
+for p in "$TOP/tools/mm/with-kept-memory" "$TOP/tools/mm/heal-kept-memory" "$MFR/hit-memory"; do
+	compile "$p" "$root/tests/${p##*/}"
+done
+compile "$MFR/guest-init" "$root/guest/init"
 (cd "$root/guest" && echo init | cpio -o -H newc --quiet >initramfs.cpio && rm init)
 cp "$MFR/guest" "$root/tests"
 cp "$(kernel_dir stock)/$image" "$root/guest/bzImage"
@@ -50,7 +52,7 @@ done
 results() { echo "$O/runs/guest-kvm-$BASE-$1$suffix/results"; }
 run() {		# run COLUMN KERNEL: what happens goes to stdout, with the column
 	rm -rf "$O/runs/guest-kvm-$BASE-$2$suffix"
-	"$MFR/boot.sh" "$2" guest-kvm 280 guest &
+	"$MFR/boot.sh" "$2" guest-kvm 400 guest &
 	tail -n +1 -s 0.3 --pid=$! -F "$(results "$2")" 2>/dev/null |
 		sed -u "s/\r$//; s/^/$1 /"
 	wait $!
@@ -71,7 +73,7 @@ show() {
 }
 
 # Both at once, if there are the CPUs and the memory for that.
-at_once=$(awk -v cpus="$JOBS" '/^MemAvailable/ { print (cpus > 1 && $2 > 10485760) }' /proc/meminfo)
+at_once=$(awk -v cpus="$JOBS" '/^MemAvailable/ { print (cpus > 1 && $2 > 12582912) }' /proc/meminfo)
 say "the guest boots, on both kernels"
 {
 	run 1 stock &
@@ -91,7 +93,7 @@ awk -F = -v bold="$bold" -v red="$red" -v green="$green" -v plain="$plain" '
 	$1 == "event" && / died / { killed[k]++ }
 	$1 == "event" && /anew/ { anew[k]++ }
 	$1 == "map" { map[++maps] = $2 }
-	$1 ~ /^(lost|survived|last)$/ { v[k, $1] = $2 }
+	$1 ~ /^(lost|survived|last|left|pool)$/ { v[k, $1] = $2 }
 	function wrong(k) {
 		return match(v[k, "last"], /[0-9]+ were wrong/) ? \
 		       substr(v[k, "last"], RSTART) + 0 : "-"
@@ -106,10 +108,13 @@ awk -F = -v bold="$bold" -v red="$red" -v green="$green" -v plain="$plain" '
 		row("numbers that were wrong", wrong(1), wrong(2))
 		row("the guest", v[1, "survived"] ? "survived" : "died", \
 		    v[2, "survived"] ? "survived" : "died")
+		row("lost after healing", "-", v[2, "left"])
+		row("1 GiB hugepages", "-", v[2, "pool"])
 		for (i = 1; i <= maps; i++)
 			printf "  %-50s %24s\n", i == 1 ? \
 			       "lost, says fdinfo: offset and length" : "", map[i]
 		print ""
-		exit (v[1, "survived"] || !v[2, "survived"] || wrong(2) != 0)
+		exit (v[1, "survived"] || !v[2, "survived"] || wrong(2) != 0 || \
+		      v[2, "left"] != "nothing")
 	}' "$(results stock)" "$(results patched)" ||
 	die "that is not how it should have ended"

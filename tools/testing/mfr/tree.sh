@@ -100,6 +100,8 @@ for p in $(patches); do
 		git commit-tree "$(git write-tree)" -p "$commit")
 done
 unset GIT_INDEX_FILE
+# (A tree that was copied has other inodes, which is no reason to write all files.)
+git update-index -q --refresh || :
 git reset -q --hard "$commit"
 git rev-parse HEAD >"$stamp.head"
 inputs >"$stamp"

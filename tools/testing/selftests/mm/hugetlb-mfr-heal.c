@@ -17,40 +17,10 @@
 
 #define GUP_TEST	"/sys/kernel/debug/gup_test"
 
-/* Zero a range of bytes, without a change of the file's size. */
-static int zero(struct subject *s, off_t start, off_t len)
-{
-	return fallocate(s->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, start, len) ?
-	       -errno : 0;
-}
-
-static int zero_page(struct subject *s, unsigned long nr)
-{
-	return zero(s, nr * psize(), psize());
-}
-
 /* How a page gets lost that is mapped twice, without a signal for each mapping. */
 static const struct injector *by_address(struct subject *s)
 {
 	return s->injector->for_real ? &by_scrub : &by_pfn;
-}
-
-/* How many lost pages the map of the file shows, -1 if it can't be read. */
-static long nr_on_map(struct subject *s)
-{
-	unsigned long start, len, nr = 0;
-	char line[256], path[64];
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
-	f = fopen(path, "r");
-	if (!f)
-		return -1;
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "mf-lost: %lx %lx", &start, &len) == 2)
-			nr += len / psize();
-	fclose(f);
-	return nr;
 }
 
 static void wait_for_pool(struct subject *s, long gone, long used)
@@ -68,37 +38,13 @@ static void wait_for_pool(struct subject *s, long gone, long used)
 	/* The caller expects it. */
 }
 
-static void expect_zero(struct __test_metadata *_metadata, struct subject *s)
-{
-	unsigned long i, nr_not_zero = 0;
-
-	for (i = 0; i < s->nr_huge * s->nr_raw; i++)
-		if (s->lost[i])
-			nr_not_zero += !page_is_zero(raw_page(s, i));
-	EXPECT_EQ(0, nr_not_zero);
-}
-
-/*
- * Hugepage 0 has been replaced: what was lost is zero, all else is as it was, and the
- * old one has left as at the end of any other. @gone is what the pool has lost.
- */
+/* Hugepage 0 has been replaced. @gone is what the pool has lost. */
 static void expect_healed_by(struct __test_metadata *_metadata, struct subject *s,
 			     long gone)
 {
-	unsigned long old = s->head[0], new = mapped_pfn(s->map);
-
-	EXPECT_EQ(0, nr_on_map(s));
-	expect_zero(_metadata, s);
-	EXPECT_EQ(0, nr_changed_pages(s));
-	EXPECT_NE(old, new);
+	expect_replaced(_metadata, s);
 	wait_for_pool(s, gone, s->nr_huge);
 	expect_pool(_metadata, s, gone, s->nr_huge);
-	expect_corrupted(_metadata, s);
-	expect_all_come_back(_metadata, s, 0);
-	/* The test of contents has faulted it in. */
-	new = mapped_pfn(s->map);
-	s->head[0] = new;
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
 static void expect_healed(struct __test_metadata *_metadata, struct subject *s)

@@ -3118,6 +3118,29 @@ TEST_F_TIMEOUT(shared_table, unsharing_by_munmap_keeps, SLOW)
 	expect_unshared(_metadata, &self->s, UNMAP);
 }
 
+TEST_F_TIMEOUT(shared_table, both_see_the_healed_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	struct sharer h;
+	unsigned long i;
+
+	start_sharer(_metadata, s, &h);
+	if (_metadata->exit_code)
+		return;
+	ASSERT_TRUE(need_more_hugepages(s, 1));
+	lose_spots(_metadata, s);
+	zero_spots(_metadata, s);
+	expect_replaced(_metadata, s);
+	EXPECT_TRUE(ask(_metadata, &h, TOUCH, 0).ok);
+	/* The others are in the same page table. */
+	for (i = 0; i < NR_SHARED; i++) {
+		EXPECT_TRUE(ask(_metadata, &h, LOOK, i).ok);
+		EXPECT_TRUE(is_mapped_huge(s, s->map, i));
+	}
+	expect_pool(_metadata, s, 1, NR_SHARED);
+	kill_child(_metadata, h.pid);
+}
+
 TEST_F_TIMEOUT(shared_table, who_dies_leaves_the_other_all, SLOW)
 {
 	struct subject *s = &self->s;
@@ -3420,6 +3443,103 @@ TEST_F_TIMEOUT(faulted, UFFDIO_WRITEPROTECT_works_beside_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
+/* A write waits for the permission, and arrives where that is given. */
+static void expect_protected(struct __test_metadata *_metadata,
+			     FIXTURE_DATA(faulted) * self, unsigned long nr)
+{
+	struct subject *s = &self->s;
+	struct toucher t;
+
+	expect_no_event(_metadata, self->uffd);
+	start_touching(_metadata, &t, raw_page(s, nr), true);
+	expect_event(_metadata, self->uffd, s->map,
+		     UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE);
+	EXPECT_NE('x', *raw_page(s, nr));
+	EXPECT_EQ(0, write_protect(self->uffd, s, false));
+	expect_touched(_metadata, &t, true);
+	EXPECT_EQ('x', *raw_page(s, nr));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_write_protected, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!watch(self->uffd, s, UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+		   UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP))
+		SKIP(return, "needs userfaultfd to protect hugepages");
+	lose_spots(_metadata, s);
+	EXPECT_EQ(0, write_protect(self->uffd, s, true));
+	zero_spots(_metadata, s);
+	EXPECT_TRUE(is_mapped(s->map));
+	expect_replaced(_metadata, s);
+	expect_protected(_metadata, self, 0);
+}
+
+TEST_F_TIMEOUT(faulted, healing_leaves_a_marker_of_protection, SLOW)
+{
+	struct subject *s = &self->s;
+
+	if (!watch(self->uffd, s, UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+		   UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP))
+		SKIP(return, "needs userfaultfd to protect hugepages");
+	lose_spots(_metadata, s);
+	EXPECT_EQ(0, write_protect(self->uffd, s, true));
+	EXPECT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
+	zero_spots(_metadata, s);
+	EXPECT_FALSE(is_mapped(s->map));
+	expect_replaced(_metadata, s);
+	expect_protected(_metadata, self, 0);
+}
+
+/* It has found the damaged hugepage, and waits while that is replaced. */
+TEST_F_TIMEOUT(faulted, a_waiting_write_reaches_the_healed_one, SLOW)
+{
+	struct subject *s = &self->s;
+	struct toucher t;
+
+	if (!watch(self->uffd, s, UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+		   UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP))
+		SKIP(return, "needs userfaultfd to protect hugepages");
+	lose(_metadata, s, 5);
+	EXPECT_EQ(0, write_protect(self->uffd, s, true));
+	start_touching(_metadata, &t, raw_page(s, 4), true);
+	expect_event(_metadata, self->uffd, s->map,
+		     UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE);
+	EXPECT_EQ(0, zero_page(s, 5));
+	expect_replaced(_metadata, s);
+	EXPECT_EQ(0, write_protect(self->uffd, s, false));
+	expect_touched(_metadata, &t, true);
+	EXPECT_EQ('x', *raw_page(s, 4));
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+TEST_F_TIMEOUT(faulted, UFFDIO_CONTINUE_maps_the_healed_one, SLOW)
+{
+	struct subject *s = &self->s;
+	struct uffdio_continue cont;
+	struct toucher t;
+
+	lose(_metadata, s, 5);
+	unmap_file(s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	if (!watch(self->uffd, s, UFFD_FEATURE_MINOR_HUGETLBFS,
+		   UFFDIO_REGISTER_MODE_MINOR))
+		SKIP(return, "needs minor faults of userfaultfd");
+	start_touching(_metadata, &t, raw_page(s, 4), false);
+	expect_event(_metadata, self->uffd, s->map, UFFD_PAGEFAULT_FLAG_MINOR);
+	EXPECT_EQ(0, zero_page(s, 5));
+	EXPECT_FALSE(is_mapped(s->map));
+	cont = (struct uffdio_continue) {
+		.range = { .start = (uintptr_t)s->map, .len = s->size },
+	};
+	EXPECT_EQ(0, ioctl(self->uffd, UFFDIO_CONTINUE, &cont));
+	expect_touched(_metadata, &t, true);
+	expect_no_event(_metadata, self->uffd);
+	expect_replaced(_metadata, s);
+}
+
 static int access_protect(int uffd, struct subject *s, bool on)
 {
 	struct uffdio_rwprotect rwp = {
@@ -3453,6 +3573,24 @@ TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	let_go(_metadata, s);
 	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_access_protected, SLOW)
+{
+	struct subject *s = &self->s;
+	struct toucher t;
+
+	if (!watch(self->uffd, s, UFFD_FEATURE_RWP, UFFDIO_REGISTER_MODE_RWP))
+		SKIP(return, "this kernel lacks UFFDIO_RWPROTECT");
+	lose(_metadata, s, 5);
+	EXPECT_EQ(0, access_protect(self->uffd, s, true));
+	EXPECT_EQ(0, zero_page(s, 5));
+	expect_no_event(_metadata, self->uffd);
+	start_touching(_metadata, &t, raw_page(s, 5), false);
+	expect_event(_metadata, self->uffd, s->map, UFFD_PAGEFAULT_FLAG_RWP);
+	EXPECT_EQ(0, access_protect(self->uffd, s, false));
+	expect_touched(_metadata, &t, true);
+	expect_replaced(_metadata, s);
 }
 
 TEST_F_TIMEOUT(faulted, UFFDIO_POISON_means_one_mapping_and_no_memory, SLOW)

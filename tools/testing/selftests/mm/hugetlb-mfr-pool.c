@@ -630,6 +630,53 @@ TEST_F_TIMEOUT(counted, the_end_makes_room_for_another_surplus_hugepage, SLOW)
 	expect_all_come_back(_metadata, s, 0);
 }
 
+TEST_F_TIMEOUT(counted, a_healed_surplus_hugepage_stays_one, SLOW)
+{
+	struct subject *s = &self->s;
+	char *other;
+
+	leave_available(_metadata, s, 0);
+	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
+			     s->before.surplus + 1));
+	open_one(_metadata, s);
+	expect_change(_metadata, s, 1, 0, 0, 1);
+	lose(_metadata, s, 9);
+	EXPECT_EQ(0, zero_page(s, 9));
+	expect_replaced(_metadata, s);
+	expect_change(_metadata, s, 1, 0, 0, 1);
+	EXPECT_EQ(NULL, map_others(s, 1));
+
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	other = map_others(s, 1);
+	ASSERT_NE(NULL, other);
+	munmap(other, s->size);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
+TEST_F_TIMEOUT(counted, healing_leaves_what_its_file_reserves, SLOW)
+{
+	struct subject *s = &self->s;
+	char *map;
+
+	leave_available(_metadata, s, 2);
+	open_one(_metadata, s);
+	ASSERT_EQ(0, ftruncate(s->fd, 2 * s->size));
+	map = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, s->size);
+	ASSERT_NE(MAP_FAILED, map);
+	expect_change(_metadata, s, 0, -1, 1, 0);
+	lose(_metadata, s, 9);
+	EXPECT_EQ(0, zero_page(s, 9));
+	expect_replaced(_metadata, s);
+	expect_change(_metadata, s, 0, -1, 1, 0);
+
+	EXPECT_TRUE(try_write(map));
+	expect_change(_metadata, s, 0, -2, 0, 0);
+	munmap(map, s->size);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
 /* Both hugepages of the file are all that there is. */
 static void take_whole_pool(struct __test_metadata *_metadata, struct subject *s)
 {
@@ -916,6 +963,71 @@ TEST_F_TIMEOUT(nodes, where_its_node_has_a_surplus_hugepage_it_goes_as_that, SLO
 	EXPECT_EQ(meant - 1, nr_meant(s));
 	expect_all_come_back(_metadata, s, 0);
 	expect_far(0, 0, 0);
+}
+
+/* With nothing free on @node beside what the file has. */
+static void leave_none_on(struct __test_metadata *_metadata, struct subject *s, int node)
+{
+	struct pool pool = node_read(node, s->size);
+
+	node_set(node, s->size, pool.nr - pool.surplus - pool.free);
+	ASSERT_EQ(0, node_get(node, s->size, "free"));
+}
+
+/* Heal it, by a process that would have its own memory from the other node. */
+static void heal_from_near(struct __test_metadata *_metadata, struct subject *s, int near)
+{
+	lose_spots(_metadata, s);
+	ASSERT_TRUE(bind_to(near));
+	zero_spots(_metadata, s);
+	expect_replaced(_metadata, s);
+}
+
+TEST_F_TIMEOUT(nodes, healing_takes_one_of_the_same_node, SLOW)
+{
+	struct subject *s = &self->s;
+
+	open_one(_metadata, s);
+	ASSERT_TRUE(node_set(self->far, s->size, self->far_before.nr + 1));
+	expect_far(1, 0, 0);
+	heal_from_near(_metadata, s, self->near);
+	expect_far(0, -1, 0);
+	expect_near(0, 0, 0);
+	let_go(_metadata, s);
+	expect_far(0, 0, 0);
+	expect_near(0, 0, 0);
+}
+
+TEST_F_TIMEOUT(nodes, healing_takes_one_of_another_node, SLOW)
+{
+	struct subject *s = &self->s;
+
+	open_one(_metadata, s);
+	leave_none_on(_metadata, s, self->far);
+	self->far_before = node_read(self->far, s->size);
+	heal_from_near(_metadata, s, self->near);
+	expect_far(-1, 0, 0);
+	expect_near(0, -1, 0);
+	let_go(_metadata, s);
+	expect_far(-1, 0, 0);
+	expect_near(0, 0, 0);
+}
+
+TEST_F_TIMEOUT(nodes, healing_makes_one_on_the_same_node, SLOW)
+{
+	struct subject *s = &self->s;
+
+	open_one(_metadata, s);
+	leave_none_on(_metadata, s, self->far);
+	leave_none_on(_metadata, s, self->near);
+	self->far_before = node_read(self->far, s->size);
+	self->near_before = node_read(self->near, s->size);
+	heal_from_near(_metadata, s, self->near);
+	expect_far(0, 0, 0);
+	expect_near(0, 0, 0);
+	let_go(_metadata, s);
+	expect_far(0, 1, 0);
+	expect_near(0, 0, 0);
 }
 
 /*
@@ -1350,6 +1462,47 @@ TEST_F_TIMEOUT(charged, a_removed_group_leaves_its_charges_to_the_outer_one, SLO
 	EXPECT_EQ(0, rmdir(MOUNT GROUP));
 }
 
+TEST_F_TIMEOUT(charged, healing_by_others_changes_no_charge, SLOW)
+{
+	struct subject *s = &self->s;
+
+	fill_in_group(_metadata, s);
+	s->map = map_file(s, MAP_SHARED);
+	ASSERT_NE(NULL, s->map);
+	zero_spots(_metadata, s);
+	expect_replaced(_metadata, s);
+	expect_charges(_metadata, s, CHILD, 1, 1);
+	expect_charges(_metadata, s, GROUP, 1, 1);
+	let_go(_metadata, s);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+	expect_charges(_metadata, s, GROUP, 0, 0);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+}
+
+/* By one that has to be made, for the pool is dry. */
+TEST_F_TIMEOUT(charged, a_group_at_its_limit_heals, SLOW)
+{
+	struct subject *s = &self->s;
+	pid_t pid;
+
+	leave_available(_metadata, s, 1);
+	ASSERT_TRUE(write_group(CHILD, "hugetlb.2MB.max", "2M"));
+	ASSERT_TRUE(write_group(CHILD, "hugetlb.2MB.rsvd.max", "2M"));
+	pid = fork_in_group(_metadata);
+	if (!pid) {
+		open_one(_metadata, s);
+		lose(_metadata, s, 9);
+		EXPECT_EQ(0, zero_page(s, 9));
+		expect_replaced(_metadata, s);
+		expect_charges(_metadata, s, CHILD, 1, 1);
+		let_go(_metadata, s);
+		_exit(KSFT_PASS);
+	}
+	wait_for_child(_metadata, pid);
+	expect_charges(_metadata, s, CHILD, 0, 0);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+}
+
 TEST_F_TIMEOUT(charged, filters_know_the_group_of_a_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1694,6 +1847,43 @@ TEST_F_TIMEOUT(optimized, that_others_are_made_differently_meanwhile_is_no_matte
 	expect_memmap(_metadata, self, 2);
 }
 
+TEST_F_TIMEOUT(optimized, healing_restores_what_goes, SLOW)
+{
+	struct subject *s = &self->s;
+
+	ASSERT_EQ(0, punch(s, s->size, s->size));
+	s->nr_huge = 1;
+	lose_spots(_metadata, s);
+	expect_memmap(_metadata, self, 0);
+	zero_spots(_metadata, s);
+	expect_replaced(_metadata, s);
+	expect_memmap(_metadata, self, 1);
+	expect_change(_metadata, s, -1, -2, 0, 0);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	leave_available(_metadata, s, 0);
+	expect_memmap(_metadata, self, 2);
+}
+
+TEST_F_TIMEOUT(optimized, healing_takes_one_made_differently, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose_spots(_metadata, s);
+	/* Where that can't be chosen they are all alike. */
+	if (!access(HVO, W_OK))
+		ASSERT_TRUE(write_text(HVO, variant->hvo ? "0" : "1"));
+	zero_spots(_metadata, s);
+	expect_replaced(_metadata, s);
+	if (variant->hvo)
+		expect_memmap(_metadata, self, 1);
+	expect_change(_metadata, s, 0, -2, 0, 0);
+	let_go(_metadata, s);
+	expect_change(_metadata, s, 0, 0, 0, 0);
+	leave_available(_metadata, s, 0);
+	expect_memmap(_metadata, self, 2);
+}
+
 TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1816,27 +2006,35 @@ static void let_write(struct __test_metadata *_metadata, struct writer *w,
 	ASSERT_EQ(nr, pool_read(size).nr);
 }
 
-TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+/* The only free hugepage will be demoted. */
+static void start_demoter(struct __test_metadata *_metadata, struct writer *w,
+			  unsigned int nth)
 {
-	const long many = 1024;
-	struct subject *s = &self->s;
-	struct writer shrinker, demoter;
 	char path[PATH_MAX];
-	unsigned int i;
 	int node = 0;
 
-	find_free_hugepage(_metadata, s);
-	grow_optimized(_metadata, SZ_2M, self->small.nr, many);
-	if (_metadata->exit_code)
-		return;
 	/* (Where a node has no such hugepage, it would be waited for nothing.) */
 	while (node < MAX_NODES - 1 && node_get(node, SZ_1G, "free") < 1)
 		node++;
 	snprintf(path, sizeof(path), NODES "%d/hugepages/hugepages-%lukB/demote", node,
 		 SZ_1G >> 10);
+	start_writer(_metadata, w, nth, path, 1);
+}
+
+TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+{
+	const long many = 1024;
+	struct subject *s = &self->s;
+	struct writer shrinker, demoter;
+	unsigned int i;
+
+	find_free_hugepage(_metadata, s);
+	grow_optimized(_metadata, SZ_2M, self->small.nr, many);
+	if (_metadata->exit_code)
+		return;
 	start_writer(_metadata, &shrinker, 1, pool_path(SZ_2M, "nr_hugepages"),
 		     self->small.nr);
-	start_writer(_metadata, &demoter, 2, path, 1);
+	start_demoter(_metadata, &demoter, 2);
 	let_write(_metadata, &shrinker, SZ_2M, self->small.nr);
 	let_write(_metadata, &demoter, SZ_1G, s->before.nr - 1);
 
@@ -1850,6 +2048,56 @@ TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 	wait_for_child(_metadata, shrinker.pid);
 	wait_for_child(_metadata, demoter.pid);
 
+	expect_small(_metadata, &self->small, 0);
+	expect_released(_metadata, s);
+}
+
+/* Lose two pages while the struct pages of a free hugepage make smaller ones of it. */
+static bool lose_between_sizes(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long nr)
+{
+	struct writer demoter;
+	uint64_t flags;
+	bool in_time;
+
+	find_free_hugepage(_metadata, s);
+	note_lost(_metadata, s, nr);
+	note_lost(_metadata, s, nr + 1);
+	start_demoter(_metadata, &demoter, 2);
+	ASSERT_EQ(1, write(demoter.line, "", 1));
+	do {
+		ASSERT_TRUE(read_kpageflags(raw_pfn(s, nr), 1, &flags));
+	} while (flags & KPF_HUGE);
+	/* They are no free pages of a pool, so they can't be handled. */
+	in_time = inject(s, nr) == -EBUSY && inject(s, nr + 1) == -EBUSY;
+	wait_for_child(_metadata, demoter.pid);
+	return in_time;
+}
+
+TEST_F_TIMEOUT(demoted_late, pages_lost_between_two_sizes_are_left_out, SLOW)
+{
+	struct subject *s = &self->s;
+	/* The first pages of the last one of the smaller hugepages */
+	const unsigned long nr = s->nr_raw - SZ_2M / psize();
+	unsigned int tries, i;
+
+	for (tries = 0; tries < 5; tries++) {
+		if (lose_between_sizes(_metadata, s, nr))
+			break;
+		/* That was too late: once more. */
+		ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
+		for (i = 0; i < 2; i++) {
+			if (is_poisoned(raw_pfn(s, nr + i)))
+				ASSERT_EQ(0, unpoison(raw_pfn(s, nr + i)));
+			s->lost[nr + i] = false;
+		}
+		s->nr_lost = 0;
+		ledger->nr_poison = 0;
+		ASSERT_TRUE(pool_set(SZ_1G, "nr_hugepages", s->before.nr));
+	}
+	ASSERT_GT(5, tries);
+	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
+	ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
 	expect_small(_metadata, &self->small, 0);
 	expect_released(_metadata, s);
 }
@@ -2544,6 +2792,11 @@ FIXTURE_SETUP(gigantic)
 	self->memmap = nr_memmap();
 	self->cma_pages = nr_cma_pages();
 	leave_available(_metadata, s, 1);
+	/* Nodes take turns, and not all have an area of CMA. */
+	if (variant->origin == CMA && nr_cma_pages() == self->cma_pages) {
+		leave_available(_metadata, s, 0);
+		leave_available(_metadata, s, 1);
+	}
 	if (variant->hvo && nr_memmap() == self->memmap)
 		SKIP(return, "the hugepage is not optimized");
 	cma_kb -= meminfo_get("CmaFree");
@@ -2634,6 +2887,42 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 		EXPECT_GT(CMA_NOISE_KB, meminfo_get("CmaFree"));
 		leave_available(_metadata, s, 1);
 	}
+}
+
+TEST_F_TIMEOUT(gigantic, a_healed_one_goes_back_to_where_it_was, 3 * SLOW)
+{
+	struct subject *s = &self->s;
+	long cma_kb, cma_pages, healthy_kb;
+
+	open_one(_metadata, s);
+	/* (Which comes from wherever there is memory.) */
+	if (!need_more_hugepages(s, 1))
+		SKIP(return, "can't get 2 hugepages");
+	lose_spots(_metadata, s);
+	cma_kb = meminfo_get("CmaFree");
+	cma_pages = nr_cma_pages();
+	healthy_kb = (SZ_1G - s->nr_lost * psize()) >> 10;
+	zero_spots(_metadata, s);
+	/* Who sets the size of a pool waits for the worker that frees them. */
+	pool_set(SZ_1G, "nr_hugepages", s->before.nr - 1);
+	cma_kb = meminfo_get("CmaFree") - cma_kb;
+	if (variant->origin == CMA) {
+		EXPECT_LT(healthy_kb - CMA_NOISE_KB, cma_kb);
+		EXPECT_EQ(cma_pages + (long)s->nr_raw, nr_cma_pages());
+	} else {
+		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
+	}
+	if (variant->origin == BOOT && variant->hvo)
+		s->nr_unknown = nr_memmap() - self->memmap;
+	expect_replaced(_metadata, s);
+	expect_change(_metadata, s, -1, -2, 0, 0);
+
+	let_go(_metadata, s);
+	leave_available(_metadata, s, 0);
+	if (variant->origin == CMA)
+		EXPECT_EQ(self->cma_pages, nr_cma_pages());
+	if (variant->origin != BOOT)
+		EXPECT_EQ(self->memmap, nr_memmap());
 }
 
 /*
@@ -3534,6 +3823,9 @@ FIXTURE_SETUP(retried_cma)
 	if (self->cma_pages < 0)
 		SKIP(return, "needs CONFIG_CMA_SYSFS");
 	setup_optimized(_metadata, s, true, &self->memmap, &self->memmap_less);
+	/* Nodes take turns, and not all have an area of CMA. */
+	if (!_metadata->exit_code && self->cma_pages == nr_cma_pages())
+		setup_optimized(_metadata, s, true, &self->memmap, &self->memmap_less);
 	if (!_metadata->exit_code && self->cma_pages - nr_cma_pages() != (long)s->nr_raw)
 		SKIP(return, "needs hugetlb_cma= on the command line");
 }

@@ -119,6 +119,7 @@ struct file {
 	char *map;
 	unsigned long head[MAX_HUGE];	/* first pfn, or NO_PFN for a hole */
 	uint8_t *gen;			/* how often each raw page was written */
+	bool *given_up;			/* raw pages that were zeroed when they were lost */
 };
 
 /* A hugepage that can't go away, whatever becomes of its file. */
@@ -676,6 +677,7 @@ static bool open_file(struct worker *w, struct file *f, bool keep, unsigned long
 		return false;
 	}
 	f->gen = calloc(f->nr_huge, f->nr_raw);
+	f->given_up = calloc(f->nr_huge, f->nr_raw);
 	return true;
 }
 
@@ -688,6 +690,7 @@ static void leave(struct worker *w, struct file *f, unsigned long h)
 		return;
 	f->head[h] = NO_PFN;
 	memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
+	memset(f->given_up + h * f->nr_raw, 0, f->nr_raw);
 	if (standing_of_all(head, f->nr_raw) != LOST)
 		return;
 	if (!f->keep && w->nr_orphans < NR_ORPHANS)
@@ -713,7 +716,9 @@ static void close_file(struct worker *w, struct file *f)
 	for (h = 0; h < f->nr_huge; h++)
 		leave(w, f, h);
 	free(f->gen);
+	free(f->given_up);
 	f->gen = NULL;
+	f->given_up = NULL;
 	f->fd = -1;
 }
 
@@ -1441,6 +1446,108 @@ static void op_move(struct worker *w)
 	did(w);
 }
 
+static bool is_pinned(struct worker *w, unsigned long head)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_PINS; i++)
+		if (w->pin[i].used && w->pin[i].head == head)
+			return true;
+	return false;
+}
+
+/*
+ * Give up lost page @idx of a kept file. If all lost pages of its hugepage are given up
+ * by then, and nobody holds that, another one takes its place. Returns 0 then.
+ */
+static int zero_lost(struct worker *w, struct file *f, unsigned long idx)
+{
+	unsigned long h = idx / f->nr_raw, first = h * f->nr_raw;
+	unsigned long i, old = f->head[h], new;
+	int ret, want = 0;
+	uint64_t since;
+
+	wait_for_shot(old);
+	f->given_up[idx] = true;
+	for (i = 0; i < f->nr_raw; i++) {
+		if (standing_of(old + i) != LOST)
+			continue;
+		f->gen[first + i] = 0;
+		if (!f->given_up[first + i])
+			want = -EIO;
+	}
+	if (!want && is_pinned(w, old))
+		want = -EBUSY;
+	since = now_ns();
+	do
+		ret = fallocate(f->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+				idx * psize(), psize()) ? -errno : 0;
+	while (ret == -EINTR);
+	if (ret == -ENOSPC && !want && (!book->still || f->size > SZ_2M))
+		return ret;
+	if (ret != want)
+		fail(w, "zeroing lost page %#lx: %d instead of %d", old + idx - first, ret,
+		     want);
+	if (ret)
+		return ret;
+
+	memset(f->given_up + first, 0, f->nr_raw);
+	copy(w->buf, page_of(f, idx), psize());
+	new = mapped_pfn(f->map + h * f->size);
+	if (new == old || new == NO_PFN) {
+		fail(w, "hugepage %#lx wasn't replaced, but %#lx is there", old, new);
+		return -EIO;
+	}
+	f->head[h] = new;
+	check_fresh(w, new, f->nr_raw, since);
+	read_page(w, f, idx, f->map, false);
+	return 0;
+}
+
+/* Does the file have a hugepage with lost pages that could be replaced? */
+static struct file *any_damaged(struct worker *w, unsigned long *idx)
+{
+	struct file *f = any_page(w, idx);
+	struct pool pool;
+
+	if (!f || !f->keep)
+		return NULL;
+	*idx = rather_lost(f, *idx);
+	pool = pool_read(f->size);
+	if (standing_of(pfn_of(f, *idx)) != LOST ||
+	    (book->still && f->size == SZ_2M && pool.free - pool.resv <= MARGIN / 4))
+		return NULL;
+	return f;
+}
+
+static void op_heal(struct worker *w)
+{
+	unsigned long idx, i, first;
+	struct file *f = any_damaged(w, &idx);
+
+	if (!f || (is_pinned(w, f->head[idx / f->nr_raw]) && !one_in(w, 8)))
+		return;
+	first = idx - idx % f->nr_raw;
+	for (i = first; i < first + f->nr_raw && !book->stop; i++) {
+		if (standing_of(pfn_of(f, i)) != LOST)
+			continue;
+		if (zero_lost(w, f, i))
+			continue;
+		did(w);
+		break;
+	}
+}
+
+/* Mostly it isn't the only one, and nothing happens yet. */
+static void op_give_up(struct worker *w)
+{
+	unsigned long idx;
+	struct file *f = any_damaged(w, &idx);
+
+	if (f && zero_lost(w, f, idx) == -EIO)
+		did(w);
+}
+
 static void op_soft_offline(struct worker *w)
 {
 	unsigned long h, idx, old, new = NO_PFN, pfn;
@@ -2070,6 +2177,7 @@ static void op_race(struct worker *w)
 	} else {
 		leave(w, &c.f, 0);
 		free(c.f.gen);
+		free(c.f.given_up);
 	}
 }
 
@@ -2096,6 +2204,8 @@ static const struct op ops[] = {
 	{ "unpin",		5,	5,	false,	false,	op_unpin },
 	{ "lose pinned",	6,	0,	false,	false,	op_lose_pinned },
 	{ "move",		6,	6,	false,	false,	op_move },
+	{ "heal",		6,	6,	false,	false,	op_heal },
+	{ "give up",		4,	2,	false,	false,	op_give_up },
 	{ "soft-offline",	1,	1,	false,	false,	op_soft_offline },
 	{ "give back",		12,	0,	false,	false,	op_give_back },
 	{ "give back a plain",	6,	0,	false,	false,	op_adopt },

@@ -1490,6 +1490,76 @@ static inline int punch(struct subject *s, off_t start, off_t len)
 	return fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, len);
 }
 
+/* Zero a range of bytes, without a change of the file's size. */
+static inline int zero(struct subject *s, off_t start, off_t len)
+{
+	return fallocate(s->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, start, len) ?
+	       -errno : 0;
+}
+
+static inline int zero_page(struct subject *s, unsigned long nr)
+{
+	return zero(s, nr * psize(), psize());
+}
+
+/* How many lost pages the map of the file shows, -1 if it can't be read. */
+static inline long nr_on_map(struct subject *s)
+{
+	unsigned long start, len, nr = 0;
+	char line[256], path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
+	f = fopen(path, "r");
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "mf-lost: %lx %lx", &start, &len) == 2)
+			nr += len / psize();
+	fclose(f);
+	return nr;
+}
+
+/* What was lost and is healed reads zero. */
+static inline void expect_zero(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned long i, nr_not_zero = 0;
+
+	for (i = 0; i < s->nr_huge * s->nr_raw; i++)
+		if (s->lost[i])
+			nr_not_zero += !page_is_zero(raw_page(s, i));
+	EXPECT_EQ(0, nr_not_zero);
+}
+
+/*
+ * Another hugepage has taken the place of hugepage 0: what was lost is zero, all else
+ * is as it was, and the old one has left as at the end of any other.
+ */
+static inline void expect_replaced(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned long old = s->head[0];
+
+	EXPECT_EQ(0, nr_on_map(s));
+	expect_zero(_metadata, s);
+	EXPECT_EQ(0, nr_changed_pages(s));
+	EXPECT_NE(old, mapped_pfn(s->map));
+	expect_corrupted(_metadata, s);
+	expect_all_come_back(_metadata, s, 0);
+	/* The test of contents has faulted it in. */
+	s->head[0] = mapped_pfn(s->map);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+}
+
+/* Give up the lost pages of hugepage 0 one by one: nothing happens before the last. */
+static inline void zero_spots(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SPOTS - 1; i++)
+		EXPECT_EQ(-EIO, zero_page(s, spot(s, i)));
+	EXPECT_EQ(0, zero_page(s, spot(s, i)));
+}
+
 /* End a child that would never end by itself. It must not have died before. */
 static inline void kill_child(struct __test_metadata *_metadata, pid_t pid)
 {
