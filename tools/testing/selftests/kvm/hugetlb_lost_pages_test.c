@@ -595,6 +595,7 @@ TEST_F_TIMEOUT(lost_pages, are_gone_from_busy_vcpus_at_once, SLOW)
 TEST_F_TIMEOUT(lost_pages, are_not_brought_back_by_their_neighbors, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
+	struct subject other = vmm->s;
 	struct busy_vcpu b[NR_VCPUS] = {};
 	pthread_t thread;
 	u64 *guest_rounds, last, page, i;
@@ -603,8 +604,7 @@ TEST_F_TIMEOUT(lost_pages, are_not_brought_back_by_their_neighbors, SLOW)
 		busy[i] = nth_page(&vmm->s, i, NR_BUSY) ^ 1;
 	sync_global_to_guest(vmm->vm, busy);
 	for (i = 0; i < NR_MAPPINGS; i++)
-		map_file(&(struct subject) { .fd = vmm->s.fd, .nr_huge = vmm->s.nr_huge,
-					     .hugepage = vmm->s.hugepage });
+		map_file(&other);
 	order.what = STAY_BUSY;
 	sync_global_to_guest(vmm->vm, order);
 	b[READER].vmm = vmm;
