@@ -32,7 +32,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* What a file has lost, in ascending order */
+/* The lost pages of a file, in ascending order */
 static struct run {
 	long long start, end;
 } *runs;

@@ -3514,42 +3514,6 @@ TEST_F_TIMEOUT(faulted, a_waiting_write_reaches_the_healed_one, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_CONTINUE_maps_the_healed_one, SLOW)
-{
-	struct subject *s = &self->s;
-	struct uffdio_continue cont;
-	struct toucher t;
-
-	lose(_metadata, s, 5);
-	unmap_file(s);
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
-	if (!watch(self->uffd, s, UFFD_FEATURE_MINOR_HUGETLBFS,
-		   UFFDIO_REGISTER_MODE_MINOR))
-		SKIP(return, "needs minor faults of userfaultfd");
-	start_touching(_metadata, &t, raw_page(s, 4), false);
-	expect_event(_metadata, self->uffd, s->map, UFFD_PAGEFAULT_FLAG_MINOR);
-	EXPECT_EQ(0, zero_page(s, 5));
-	EXPECT_FALSE(is_mapped(s->map));
-	cont = (struct uffdio_continue) {
-		.range = { .start = (uintptr_t)s->map, .len = s->size },
-	};
-	EXPECT_EQ(0, ioctl(self->uffd, UFFDIO_CONTINUE, &cont));
-	expect_touched(_metadata, &t, true);
-	expect_no_event(_metadata, self->uffd);
-	expect_replaced(_metadata, s);
-}
-
-static int access_protect(int uffd, struct subject *s, bool on)
-{
-	struct uffdio_rwprotect rwp = {
-		.range = { .start = (uintptr_t)s->map, .len = s->size },
-		.mode = on ? UFFDIO_RWPROTECT_MODE_RWP : 0,
-	};
-
-	return ioctl(uffd, UFFDIO_RWPROTECT, &rwp) ? -errno : 0;
-}
-
 TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;

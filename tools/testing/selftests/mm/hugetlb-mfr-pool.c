@@ -2084,7 +2084,7 @@ TEST_F_TIMEOUT(demoted_late, pages_lost_between_two_sizes_are_left_out, SLOW)
 	for (tries = 0; tries < 5; tries++) {
 		if (lose_between_sizes(_metadata, s, nr))
 			break;
-		/* That was too late: once more. */
+		/* Too late: once more. */
 		ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
 		for (i = 0; i < 2; i++) {
 			if (is_poisoned(raw_pfn(s, nr + i)))
@@ -2858,7 +2858,7 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	wait_for_release(s, s->nr_huge);
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
 	expect_corrupted(_metadata, s);
-	/* Who sets the size of a pool waits for the worker that frees them. */
+	/* A new size of the pool waits for the worker that frees them. */
 	pool_set(SZ_1G, "nr_hugepages", pool_read(SZ_1G).nr);
 	cma_kb = meminfo_get("CmaFree") - cma_kb;
 	if (variant->origin == CMA) {
@@ -2895,7 +2895,7 @@ TEST_F_TIMEOUT(gigantic, a_healed_one_goes_back_to_where_it_was, 3 * SLOW)
 	long cma_kb, cma_pages, healthy_kb;
 
 	open_one(_metadata, s);
-	/* (Which comes from wherever there is memory.) */
+	/* (It comes from wherever there is memory.) */
 	if (!need_more_hugepages(s, 1))
 		SKIP(return, "can't get 2 hugepages");
 	lose_spots(_metadata, s);

@@ -1520,7 +1520,7 @@ static inline long nr_on_map(struct subject *s)
 	return nr;
 }
 
-/* What was lost and is healed reads zero. */
+/* Lost pages that are healed read zero. */
 static inline void expect_zero(struct __test_metadata *_metadata, struct subject *s)
 {
 	unsigned long i, nr_not_zero = 0;
