@@ -3514,6 +3514,16 @@ TEST_F_TIMEOUT(faulted, a_waiting_write_reaches_the_healed_one, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
+static int access_protect(int uffd, struct subject *s, bool on)
+{
+	struct uffdio_rwprotect rwp = {
+		.range = { .start = (uintptr_t)s->map, .len = s->size },
+		.mode = on ? UFFDIO_RWPROTECT_MODE_RWP : 0,
+	};
+
+	return ioctl(uffd, UFFDIO_RWPROTECT, &rwp) ? -errno : 0;
+}
+
 TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
