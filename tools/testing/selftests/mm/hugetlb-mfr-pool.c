@@ -2903,7 +2903,7 @@ TEST_F_TIMEOUT(gigantic, a_healed_one_goes_back_to_where_it_was, 3 * SLOW)
 	cma_pages = nr_cma_pages();
 	healthy_kb = (SZ_1G - s->nr_lost * psize()) >> 10;
 	zero_spots(_metadata, s);
-	/* Who sets the size of a pool waits for the worker that frees them. */
+	/* A new size of the pool waits for the worker that frees them. */
 	pool_set(SZ_1G, "nr_hugepages", s->before.nr - 1);
 	cma_kb = meminfo_get("CmaFree") - cma_kb;
 	if (variant->origin == CMA) {
