@@ -3,7 +3,7 @@
 
 BASE ?= 7.3
 O ?= build
-export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINES V
+export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINES SET V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
@@ -22,11 +22,13 @@ help:
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make lint       only the static tests"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
+	@echo "make prefixes   what is touched, compiled after each patch: no new warnings"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
 	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
 	@echo "make refresh    write that tree's commits back to patches/ and new files"
-	@echo "make series     build/series/BASE/*.patch, BASE.mbox: the complete series"
+	@echo "make series     build/series/BASE/*.patch, BASE.mbox: the complete series; SET=NAME:"
+	@echo "                one of its sets, for each of which patches/series.BASE has a heading"
 	@echo "make rangediff  BASE=6.12: what that series does in another way than 7.3's"
 	@echo "make clean      remove build/"
 	@echo
@@ -34,14 +36,15 @@ help:
 	@echo "KSRC=DIR        a kernel tree of your own instead of Debian's package"
 	@echo "ARCH=arm64      for Arm: kernel, boot and check, without machine checks"
 	@echo "PAGES=64k       with ARCH=arm64: base pages of 64 KiB instead of 4"
-	@echo "DEBUG=1         kernels with KASAN, lockdep and others"
+	@echo "DEBUG=1         kernels with KASAN, lockdep and others; DEBUG=races: with KCSAN, which"
+	@echo "                finds data races, and PREEMPT_RT"
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
 run:
 	@$(MFR)/run$(if $(GUEST),-guest).sh
 
-bench check check-all check-debian check-peers lint matrix tree refresh series:
+bench check check-all check-debian check-peers lint matrix prefixes tree refresh series:
 	@$(MFR)/$@.sh
 
 kernel:
@@ -59,4 +62,4 @@ rangediff:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-peers lint matrix kernel boot tree refresh series rangediff clean
+.PHONY: help run bench check check-all check-debian check-peers lint matrix prefixes kernel boot tree refresh series rangediff clean

@@ -3,10 +3,10 @@
  * The record of the lost raw pages of a hugetlb folio
  *
  * An uncorrected memory error hits one raw page of a hugetlb folio. Its struct
- * page can't take a note of that: with the vmemmap optimization most tail
- * struct pages don't exist. So PG_hwpoison of the head page says that some raw
- * page is lost, and an rbtree behind folio->_hugetlb_hwpoison, ordered by the
- * index in the folio, says which. A folio without lost pages has an empty tree.
+ * page can't say so: with the vmemmap optimization most tail struct pages don't
+ * exist. Instead PG_hwpoison of the head page says that some raw page is lost,
+ * and an rbtree at folio->_hugetlb_hwpoison, ordered by the index in the folio,
+ * says which. A folio without lost pages has an empty tree.
  *
  *   folio->_hugetlb_hwpoison
  *            |
@@ -14,19 +14,17 @@
  *          /     \
  *       [ 0 ]  [ 262143 ]
  *
- * Entries are added one by one, and the tree is taken off the folio as a whole.
- * Both happen under hugetlb_lock, within hwp_seq. Lookups take no lock: they
- * descend under RCU, and once more if hwp_seq says that they may have missed
- * something.
+ * Entries are added one by one, and the tree is detached as a whole. Both happen
+ * under hugetlb_lock, within hwp_seq. Lookups take no lock: they walk the tree
+ * under RCU, and retry if hwp_seq says that they may have missed something.
  *
- * When there is no memory for an entry, HPG_raw_hwp_unreliable tells that raw
- * pages are lost which the record doesn't know. From then on each raw page of
- * the folio counts as lost. What has been recorded stays recorded.
+ * When there is no memory for an entry, HPG_raw_hwp_unreliable says that the
+ * record is incomplete. From then on each raw page of the folio counts as lost.
+ * The entries that exist stay.
  *
- * An error is forgotten if it hits a hugepage in the instant in which that is
- * made, while the vmemmap optimization copies the struct pages that carry the
- * tree's root: see hugetlb_vmemmap_optimize_folio(). Such a hugepage has no
- * contents yet.
+ * An error is forgotten if it hits a hugepage that is just being made, while
+ * hugetlb_vmemmap_optimize_folio() copies the struct pages that hold the root of
+ * the tree. Such a hugepage has no contents yet.
  */
 
 #include <linux/export.h>
@@ -102,7 +100,7 @@ int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
 	return 0;
 }
 
-/* The first lost raw page at or behind @idx, ULONG_MAX if there is none. */
+/* Find the first lost raw page at or after @idx, ULONG_MAX if there is none. */
 static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
 {
 	struct rb_node *node = rcu_dereference_raw(root->rb_node);
@@ -130,7 +128,7 @@ static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
  * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
  * hugetlb_lock. Takes no locks. The caller holds a reference to @folio, or is
  * freeing it.
- * Return: the index of the first lost raw page at or behind @idx, the number
+ * Return: the index of the first lost raw page at or after @idx, the number
  * of pages in @folio if there is none.
  */
 unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
@@ -163,32 +161,32 @@ bool __hugetlb_hwpoison_range(struct folio *folio, unsigned long idx,
 EXPORT_SYMBOL_FOR_MODULES(__hugetlb_hwpoison_range, "kvm,iommufd");
 
 /**
- * hugetlb_hwpoison_unmark() - end that PG_hwpoison speaks for a whole folio
+ * hugetlb_hwpoison_unmark() - clear the folio-wide PG_hwpoison
  * @folio: folio with PG_hwpoison that has just ceased to be a hugetlb folio
  *
- * Until then PG_hwpoison of the head page has said that some raw pages are lost.
- * Now it would say so of the first one. If not all lost ones are on record, the
- * folio counts as lost as a whole, and keeps it.
+ * PG_hwpoison of the head page of a hugetlb folio says that some raw pages are
+ * lost; of any other folio it says that the first page is lost. If not all lost
+ * pages are recorded, the folio counts as lost as a whole and keeps the flag.
  *
- * Context: the caller holds hugetlb_lock, under which it has made the folio
- * cease to be a hugetlb folio, and is going to free it.
+ * Context: the caller holds hugetlb_lock, has cleared the hugetlb flag of @folio
+ * under it, and is going to free @folio.
  */
 void hugetlb_hwpoison_unmark(struct folio *folio)
 {
 	lockdep_assert_held(&hugetlb_lock);
 
-	/* Without a record it is the first raw page's own. */
+	/* Without a record the flag is that of the first raw page. */
 	if (!RB_EMPTY_ROOT(raw_hwp_root(folio)) &&
 	    !folio_test_hugetlb_raw_hwp_unreliable(folio))
 		folio_clear_hwpoison(folio);
 }
 
 /**
- * hugetlb_hwpoison_detach() - take the record of lost raw pages off a folio
+ * hugetlb_hwpoison_detach() - detach the record of lost raw pages from a folio
  * @folio: the hugetlb folio
  *
- * For the end of @folio's life, or of its poison. The caller empties the
- * record with hugetlb_hwpoison_pop().
+ * Call this for a folio that is freed, or whose errors are forgotten. The caller
+ * empties the record with hugetlb_hwpoison_pop().
  *
  * Doesn't clear PG_hwpoison of @folio; that is up to the caller.
  *
@@ -215,7 +213,7 @@ struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
  * @idx: index in its folio to begin at
  *
  * Context: any. The caller is the only user of @record.
- * Return: the index of the first lost raw page at or behind @idx, ULONG_MAX if
+ * Return: the index of the first lost raw page at or after @idx, ULONG_MAX if
  * there is none.
  */
 unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
@@ -228,8 +226,8 @@ unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
  * hugetlb_hwpoison_pop() - take the first lost raw page out of a record
  * @record: a record that hugetlb_hwpoison_detach() returned
  *
- * Context: any but NMI. The caller is the only user of @record; lookups that began
- * before it was detached may still be looking at its entries.
+ * Context: any but NMI. The caller is the only user of @record, except lookups
+ * that began before it was detached.
  * Return: the index of the raw page in its folio, ULONG_MAX if @record is empty.
  */
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record)

@@ -16,7 +16,7 @@ unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
 
 /**
- * hugetlb_hwpoison_any() - does a folio that leaves hugetlb have lost raw pages
+ * hugetlb_hwpoison_any() - test a folio that leaves hugetlb for lost raw pages
  * @folio: the folio, on which hugetlb_hwpoison_unmark() has been called if it
  * had PG_hwpoison
  *
@@ -62,15 +62,15 @@ static inline bool hugetlb_hwpoison_any(const struct folio *folio)
 #endif
 
 /**
- * hugetlb_hwpoison_healthy() - bytes of a hugetlb folio up to a lost raw page
+ * hugetlb_hwpoison_healthy() - count the healthy bytes before a lost raw page
  * @folio: the hugetlb folio; the caller holds a reference
  * @offset: byte offset in @folio
  * @len: number of bytes wanted, not beyond the end of @folio
  *
  * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
  * hugetlb_lock. Takes no locks.
- * Return: how many of the @len bytes at @offset lie in front of the next lost
- * raw page; zero if @offset lies in a lost one.
+ * Return: how many of the @len bytes at @offset come before the next lost raw
+ * page; zero if @offset is in a lost one.
  */
 static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
 					      size_t offset, size_t len)
@@ -87,14 +87,14 @@ static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
 }
 
 /**
- * hugetlb_hwpoison_range() - is some raw page in a range of a folio lost
+ * hugetlb_hwpoison_range() - test a range of a folio for lost raw pages
  * @folio: the folio, of any kind; the caller holds a reference, or keeps it
  * mapped
  * @idx: index in @folio of the first page to ask about
  * @nr: number of pages to ask about
  *
- * For those who are going to use or map pages of a folio that may have been
- * kept mapped in spite of lost raw pages.
+ * Callers check pages with this before they use or map them: the folio may have
+ * been kept mapped in spite of lost raw pages.
  *
  * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
  * hugetlb_lock. Takes no locks.

@@ -56,6 +56,23 @@ function reached(size, what,	i) {	# patched, without and with a guest
 			patched["guest_" size "_shared_error", i])
 }
 
+# By hand, for which all users stop, and by the call, for which they wait when they use
+# the hugepage. That includes up to 20 000 until the next use, and a little to get there.
+function healed(size, what,	by_hand) {
+	by_hand = patched[size "_heal_by_hand", 1]
+	compare(what, by_hand, patched[size "_heal", 1], 0.5)
+	compare("  with a guest on it", by_hand, patched["guest_" size "_heal", 1], 0.5)
+	compare("  longest wait of a user", by_hand, patched[size "_heal_gap", 1], 0.5)
+	compare("  of a guest", by_hand, patched["guest_" size "_heal_gap", 1], 0.5)
+}
+
+function zeroed(kept, size, what) {	# patched, by a user and by the call
+	compare(what ", there but not mapped", patched[kept "memset_file", size],
+		patched[kept "zero_range_file", size], 1)
+	compare("  a hole", patched[kept "memset_hole", size],
+		patched[kept "zero_range_hole", size], 1)
+}
+
 function each(f, from, to, what,	a, b) {	# patched, for each lost page
 	a = patched[f, from]
 	b = patched[f, to]
@@ -158,6 +175,18 @@ END {
 	heading("From an error to the signal handler", "no guest", "a guest", "ratio")
 	reached("2M", "hugepages of 2 MiB")
 	reached("1G", "of 1 GiB")
+
+	heading("Instructions of a heal, 1 page lost", "by hand", "the call", "ratio")
+	healed("2M", "2 MiB")
+	healed("1G", "1 GiB")
+	because("the wait of a guest: KVM tries again and again while the hugepage is " \
+		"unmapped, which takes the only CPU from what unmaps it.")
+
+	heading("Instructions of zeroing", "memset()", "the call", "ratio")
+	zeroed("", 2097152, "2 MiB")
+	zeroed("kept_", 2097152, "2 MiB with the flag")
+	zeroed("kept_", 1073741824, "1 GiB with the flag")
+	because("zeroing what is there: each 64 KiB are looked at for errors first.")
 
 	heading("For each lost page", "at first", "at last", "")
 	block = int(patched["kept_guest_fault_2M", 16] / 16)

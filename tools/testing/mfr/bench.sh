@@ -27,13 +27,13 @@ measure() {
 	! awk -f "$MFR/results.awk" "$results" | grep '^fail' >&2 ||
 		die "not all could be measured, see $results"
 }
-elsewhere="-F repeated -F guest -F lossy_guest -F reached"
+elsewhere="-F repeated -F guest -F lossy_guest -F reached -F healed"
 measure stock bench "hugetlb-mfr-bench $elsewhere"
 stock=$results
 measure patched bench "hugetlb-mfr-bench $elsewhere"
 patched=$results
 # For guests other CPUs are needed.
-guests="-f guest -f lossy_guest -f reached"
+guests="-f guest -f lossy_guest -f reached -f healed"
 measure stock bench-kvm "hugetlb-mfr-bench $guests"
 stock_kvm=$results
 measure patched bench-kvm "hugetlb-mfr-bench $guests"

@@ -45,12 +45,16 @@ guest*)	initramfs=guest memory=6G first_node=3G second_node=3G
 *-cma)	append="$append hugetlb_cma=0:1G,1:1G" ;;
 *-boot)	append="$append hugepagesz=1G hugepages=2" ;;
 *-hvo)	append="$append hugepagesz=1G hugepages=2 hugetlb_free_vmemmap=on" ;;
+*-kunit) append="$append kunit.enable=1" ;;
 esac
 # Memory that goes online was never allocated, nor were hugepages made at boot, which
 # MEM_ALLOC_PROFILING_DEBUG minds.
-case $DEBUG$name in
-?*-life*|?*-boot|?*-hvo) append="$append sysctl.vm.mem_profiling=never" ;;
+case $debug-$name in
+debug-*-life*|debug-*-boot|debug-*-hvo|debug-*-stress*) append="$append sysctl.vm.mem_profiling=never" ;;
 esac
+# KCSAN reports races all over the kernel: only those in this series' code fail a machine,
+# see below.
+[ "$debug" != races ] || append="$append panic_on_warn=0"
 line=$(mktemp -d)
 trap 'rm -rf "$line"' EXIT
 
@@ -156,7 +160,15 @@ fail() {
 [ $status = 0 ] || fail "QEMU failed: $(tail -n 1 "$run/qemu.log")"
 grep -qx 'verdict complete' "$run/results" ||
 	fail "the machine died: $(grep -aE -m 1 "$complaint" "$run/console.log")"
-# 16: a machine check happened, which some tests want; 4: because of setcpuid.
+# 16: a machine check happened, which some tests want; 4: because of setcpuid; 262144: a
+# unit test ran, which only the machine does that is for them.
 taint=$(sed -n 's/^tainted //p' "$run/results")
-[ $((taint & ~20)) = 0 ] || fail "the kernel got tainted ($taint)"
+allowed=20
+[ "${name%-kunit}" = "$name" ] || allowed=262144
+[ $((taint & ~allowed)) = 0 ] || fail "the kernel got tainted ($taint)"
+[ "$debug" != races ] || {
+	complaint="data-race in .*(hwpoison|raw_hwp|memory_failure|_kept|_lost|replace_folio)"
+	complaint="$complaint|WARNING:|BUG: [^K]"
+	! grep -aqE "$complaint" "$run/console.log" || fail "it complains"
+}
 ! grep -q '^kmemleak: unreferenced' "$run/results" || fail "kmemleak found leaks"

@@ -23,7 +23,8 @@ run_fuse_test.sh	the kernel has no FUSE
 "$MFR/initramfs.sh"
 
 suites="memfd libhugetlbfs mm"
-slow=$((DEBUG ? 6 : 1))
+slow=1
+[ -z "$DEBUG" ] || slow=6
 dir=$O/$BASE$suffix
 build=$dir/peers
 root=$dir/peers-root

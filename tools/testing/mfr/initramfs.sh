@@ -35,6 +35,13 @@ for suite in mm memfd net kvm; do
 	}
 	cp $targets "$root/tests/"
 done
+# Tools that some tests run
+${cross}gcc -static -O2 -I "$TREE/tools/include" -I "$TREE/tools/lib" -I "$TREE/tools/lib/api" \
+	-o "$root/tests/page-types" "$TREE/tools/mm/page-types.c" \
+	"$TREE/tools/lib/api/fs/fs.c" >>"$log" 2>&1 &&
+${cross}gcc -static -O2 -Wall -Wextra -o "$root/tests/heal-kept-memory" \
+	"$TOP/tools/mm/heal-kept-memory.c" >>"$log" 2>&1 ||
+	die "building the tools failed, see $log"
 # Machine checks are x86's.
 [ $SRCARCH != x86 ] || gcc -static -O2 -Wall -Wextra -isystem "$obj/usr/include" \
 	-I "$TREE/tools/testing/selftests/mm" \

@@ -16,9 +16,11 @@ mkdir -p "$dir"
 need_space "$O" 3
 
 . "$MFR/tests"
-fragments="$MFR/kernel.config $MFR/$SRCARCH.config ${has_kvm:+$MFR/$SRCARCH-kvm.config}
+own=$MFR/$SRCARCH-$which.config
+[ -f "$own" ] || own=
+fragments="$MFR/kernel.config $MFR/$SRCARCH.config $own ${has_kvm:+$MFR/$SRCARCH-kvm.config}
 	${has_net:+$MFR/net.config}
-	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${DEBUG:+$MFR/debug.config}
+	${PAGES:+$MFR/$SRCARCH-$PAGES.config} ${debug:+$MFR/$debug.config}
 	${BENCH:+$MFR/bench.config}"
 
 # Nothing to do if the same source was built with the same configuration.

@@ -14,6 +14,7 @@ DEBUG=${DEBUG:-}
 BENCH=${BENCH:-}
 V=${V:-}
 STOCK=${STOCK:-}
+SET=${SET:-}
 MACHINES=${MACHINES:-}
 JOBS=$(nproc)
 # The kernel's make must not see ours.
@@ -46,6 +47,15 @@ need_x86() {	# need_x86 WHY
 	[ $SRCARCH = x86 ] || die "ARCH=$ARCH: $1"
 }
 
+# $debug is the name of a configuration. KCSAN reports races all over the stock kernel, so
+# there is nothing to compare with.
+case $DEBUG in
+'')	debug='' ;;
+1)	debug=debug ;;
+races)	debug=races STOCK=no ;;
+*)	die "DEBUG=$DEBUG: use 1 or races" ;;
+esac
+
 [ -f "$SERIES" ] ||
 	die "BASE=$BASE: there is no patches/series.$BASE; use one of:" \
 	    "$(cd "$TOP/patches" && echo series.* | sed 's/series\.//g')"
@@ -53,7 +63,7 @@ need_x86() {	# need_x86 WHY
 # A kernel version lives in two directories, stock and patched.
 SOURCE=$O/$BASE-source		# the package's source, a git repository
 TREE=$O/$BASE/linux		# the patched tree, a worktree of it
-suffix=$suffix${PAGES:+-$PAGES}${DEBUG:+-debug}${BENCH:+-bench}
+suffix=$suffix${PAGES:+-$PAGES}${debug:+-$debug}${BENCH:+-bench}
 
 # kernel_dir stock|patched: where that kernel is built
 kernel_dir() {

@@ -98,6 +98,27 @@ take quilt "quilt push -a --fuzz=0"
 take am "git am --empty=drop"
 take mbox "git am and git am --skip, as an mbox"
 
+# So does each set of fixes, by itself. The others have a cover letter, at least.
+cd "$TOP"
+alone() {
+	fresh
+	repository
+	git am --empty=drop $(ls "$O/series/$BASE-$1"/*.patch)
+}
+fixes=1
+[ -n "$KSRC" ] ||
+for set in $(sed -n 's/^# Set \([a-z0-9-]*\).*/\1/p' "$SERIES"); do
+	[ "$set" != record ] || fixes=
+	log=$logs/set-$set.log does=${fixes:+applies alone}
+	does=${does:-can be written}
+	if SET=$set "$MFR/series.sh" >"$log" 2>&1 &&
+	   { [ -z "$fixes" ] || (alone "$set") >>"$log" 2>&1; }; then
+		note pass "the set $set $does" ""
+	else
+		note fail "the set $set $does" "$log"
+	fi
+done
+
 # A source that has patches already: one, all, and all but what they do to one file.
 source_with() {
 	fresh
@@ -139,7 +160,7 @@ build_sparse() {
 	make -C "$sparse" -j"$JOBS" sparse >"$sparse/build.log" 2>&1 ||
 		die "building sparse failed, see $sparse/build.log"
 }
-objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' |
+objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' ':!*_kunit.c' |
 	grep -v "^arch/" | sed 's/c$/o/'
 	git -C "$TREE" diff --name-only base HEAD -- "arch/$SRCARCH/*.c" | sed 's/c$/o/')
 # What rb_link_node_rcu() gives wherever it is used

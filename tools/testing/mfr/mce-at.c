@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * mce-at GDB LINE: machine checks at exact instructions of a virtual machine's kernel.
+ * mce-at GDB LINE: machine checks at exact instructions of a virtual machine's kernel, and
+ * CPUs that are held there.
  *
  * GDB is the socket of QEMU's gdb stub, LINE that of a serial port of the machine.  A
  * program in the machine writes lines there, and reads one line for each:
@@ -11,8 +12,16 @@
  *			instead.  "ok", or "error".
  *   then IP VA LEN PA	The same, but not before the first machine check: so memory can
  *			go bad between two accesses to it.
- *   clear		All memory is good again.  Tells how many machine checks there
- *			were since the last "clear".
+ *   clear		All memory is good again, and no CPU is held.  Tells how many
+ *			machine checks there were since the last "clear".
+ *   hold FROM LEN TO [1]	The first CPU that is about to call the function at TO, in the LEN
+ *			bytes of code at FROM, is held there while the others go on, for
+ *			HOLD_S seconds at most.  With a 1, the one that calls it first
+ *			passes, and the first one at another place is held.  "ok", or
+ *			"error" if nothing calls it.
+ *   watch VA		The same with the first CPU that has read the 8 bytes at VA.
+ *   held		"ok" if a CPU is held now, else "error".
+ *   release		The same, and then it goes on, and no other will be held.
  *
  * Numbers are hexadecimal, the answer to "clear" is decimal.
  *
@@ -29,6 +38,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 /* VAL, UC, EN, MISCV, ADDRV, S, AR: a data load has consumed it */
@@ -42,6 +52,10 @@
 #define REG_SI		4
 #define REG_IP		16
 #define MAX_BAD		64
+#define MAX_CALLS	16
+#define MAX_CODE	(16 << 10)
+/* Not long enough for the kernel to complain. */
+#define HOLD_S		15
 
 static struct bad {
 	unsigned long long ip, va, len, pa;
@@ -50,6 +64,16 @@ static struct bad {
 static unsigned int nr_bad;
 static unsigned long nr_injected;
 static unsigned long long regs[REG_IP + 1];
+static struct {
+	unsigned long long ip[MAX_CALLS];
+	unsigned int nr;	/* calls that hold whatever comes to them, */
+	bool other;		/* but for those at the place where the first was, */
+	unsigned long long first;
+	unsigned long long va;	/* and memory that holds whatever reads it, or 0 */
+	unsigned int thread;	/* the CPU that is held, or 0 */
+	time_t until;
+} hold;
+static unsigned int nr_threads;
 static int gdb, line;
 
 static int connect_to(const char *path)
@@ -129,12 +153,23 @@ static const char *ask(const char *text)
 	return receive_packet();
 }
 
+static void hold_thread(unsigned int thread)
+{
+	hold.thread = thread;
+	hold.until = time(NULL) + HOLD_S;
+}
+
 /* Has the machine stopped?  Then *@thread is the one that knows why. */
 static bool has_stopped(const char *packet, unsigned int *thread)
 {
 	const char *p = strstr(packet, "thread:");
 
-	return *packet == 'T' && p && sscanf(p + 7, "%x", thread) == 1;
+	if (*packet != 'T' || !p || sscanf(p + 7, "%x", thread) != 1)
+		return false;
+	/* It has read that already, and won't meet it again. */
+	if (strstr(packet, "watch:"))
+		hold_thread(*thread);
+	return true;
 }
 
 static unsigned int wait_for_stop(void)
@@ -149,13 +184,17 @@ static unsigned int wait_for_stop(void)
 static void tell_monitor(const char *command)
 {
 	char text[512] = "qRcmd,";
+	unsigned int byte;
 	const char *p;
 
 	for (p = command; *p; p++)
 		sprintf(text + strlen(text), "%02x", *p);
-	/* The monitor's words come first. */
+	/* The monitor's words come first. It has some for what ends the machine. */
 	for (p = ask(text); *p == 'O' && strcmp(p, "OK"); p = receive_packet())
-		;
+		while (sscanf(++p, "%2x", &byte) == 1) {
+			fputc(byte, stderr);
+			p++;
+		}
 	if (strcmp(p, "OK"))
 		fprintf(stderr, "mce-at: %s: %s\n", command, p);
 }
@@ -182,6 +221,15 @@ static void break_at(unsigned long long ip, bool on)
 	snprintf(text, sizeof(text), "%c0,%llx,1", on ? 'Z' : 'z', ip);
 	if (strcmp(ask(text), "OK"))
 		fprintf(stderr, "mce-at: no breakpoint at %llx\n", ip);
+}
+
+static void watch(unsigned long long va, bool on)
+{
+	char text[64];
+
+	snprintf(text, sizeof(text), "%c3,%llx,8", on ? 'Z' : 'z', va);
+	if (strcmp(ask(text), "OK"))
+		fprintf(stderr, "mce-at: no watchpoint at %llx\n", va);
 }
 
 static bool is_armed(unsigned long long ip)
@@ -249,6 +297,81 @@ static unsigned long long source(void)
 	return addr + regs[nr[rm | (rex & 1) << 3]] + disp;
 }
 
+static void count_threads(void)
+{
+	const char *p = ask("qfThreadInfo");
+
+	for (; *p == 'm'; p = ask("qsThreadInfo"))
+		for (nr_threads++; *p; p++)
+			nr_threads += *p == ',';
+}
+
+/* Where does that code call the function at @to? */
+static void find_calls(unsigned long long from, unsigned long long len,
+		       unsigned long long to)
+{
+	static unsigned char code[MAX_CODE];
+	const size_t piece = 1024;
+	size_t at;
+	int rel;
+
+	if (len > MAX_CODE)
+		len = MAX_CODE;
+	for (at = 0; at < len; at += piece)
+		if (!read_memory(from + at, code + at, at + piece < len ? piece : len - at))
+			return;
+	for (at = 0; at + 5 <= len && hold.nr < MAX_CALLS; at++) {
+		memcpy(&rel, code + at + 1, sizeof(rel));
+		/* A call, or the jump that is one at the end of a function */
+		if ((code[at] == 0xe8 || code[at] == 0xe9) && from + at + 5 + rel == to)
+			hold.ip[hold.nr++] = from + at;
+	}
+}
+
+static void stop_holding(void)
+{
+	while (hold.nr)
+		break_at(hold.ip[--hold.nr], false);
+	if (hold.va)
+		watch(hold.va, false);
+	hold.va = 0;
+}
+
+static bool is_call(unsigned long long ip)
+{
+	unsigned int i;
+
+	for (i = 0; i < hold.nr && hold.ip[i] != ip; i++)
+		;
+	return i < hold.nr;
+}
+
+static void let_go(void)
+{
+	stop_holding();
+	hold.thread = 0;
+}
+
+/* Let all go on but the CPU that is held. */
+static void go_on(void)
+{
+	char text[256] = "vCont";
+	unsigned int i;
+
+	if (hold.thread)
+		stop_holding();
+	for (i = 1; hold.thread && i <= nr_threads; i++)
+		if (i != hold.thread)
+			sprintf(text + strlen(text), ";c:%x", i);
+	send_packet(hold.thread ? text : "c");
+}
+
+static void stop_machine(void)
+{
+	send_all(gdb, "\x03", 1);
+	wait_for_stop();
+}
+
 /* Is the stopped CPU about to read bad memory?  Then that is at *@pa. */
 static bool about_to_read(unsigned long long *pa)
 {
@@ -276,9 +399,16 @@ static void handle_stop(unsigned int thread)
 		snprintf(text, sizeof(text), "Hg%x", thread);
 		ask(text);
 		get_regs();
-		if (!is_armed(regs[REG_IP]))
+		if (is_call(regs[REG_IP])) {
+			if (!hold.first)
+				hold.first = regs[REG_IP];
+			if (!hold.other || hold.first != regs[REG_IP]) {
+				hold_thread(thread);
+				break;
+			}
+		} else if (!is_armed(regs[REG_IP])) {
 			break;
-		if (about_to_read(&pa)) {
+		} else if (about_to_read(&pa)) {
 			snprintf(text, sizeof(text), "mce %u 9 %#llx %#llx %#llx %#llx",
 				 thread - 1, STATUS_LOAD, MCG_LOCAL, pa,
 				 MISC_PHYSICAL_4K);
@@ -294,19 +424,20 @@ static void handle_stop(unsigned int thread)
 		send_packet(text);
 		wait_for_stop();
 	}
-	send_packet("c");
+	go_on();
 }
 
 static void handle_command(const char *command)
 {
 	char answer[32] = "error\n";
+	unsigned long long other = 0;
+	unsigned int i;
 	struct bad b;
 	char verb[8];
 
-	send_all(gdb, "\x03", 1);
-	wait_for_stop();
+	stop_machine();
 	if (sscanf(command, "%7s %llx %llx %llx %llx", verb, &b.ip, &b.va, &b.len,
-		   &b.pa) == 5 && nr_bad < MAX_BAD) {
+		   &b.pa) == 5 && strcmp(verb, "hold") && nr_bad < MAX_BAD) {
 		b.later = !strcmp(verb, "then");
 		if (!is_armed(b.ip))
 			break_at(b.ip, true);
@@ -320,8 +451,27 @@ static void handle_command(const char *command)
 		}
 		snprintf(answer, sizeof(answer), "%lu\n", nr_injected);
 		nr_injected = 0;
+		let_go();
+	} else if (sscanf(command, "hold %llx %llx %llx %llx", &b.ip, &b.len, &b.va,
+			  &other) >= 3 && !hold.nr && !hold.thread) {
+		hold.other = other;
+		hold.first = 0;
+		find_calls(b.ip, b.len, b.va);
+		for (i = 0; i < hold.nr; i++)
+			break_at(hold.ip[i], true);
+		if (hold.nr)
+			snprintf(answer, sizeof(answer), "ok\n");
+	} else if (sscanf(command, "watch %llx", &b.va) == 1 && !hold.va && !hold.thread) {
+		hold.va = b.va;
+		watch(hold.va, true);
+		snprintf(answer, sizeof(answer), "ok\n");
+	} else if (!strcmp(command, "held") || !strcmp(command, "release")) {
+		if (hold.thread)
+			snprintf(answer, sizeof(answer), "ok\n");
+		if (!strcmp(command, "release"))
+			let_go();
 	}
-	send_packet("c");
+	go_on();
 	send_all(line, answer, strlen(answer));
 }
 
@@ -338,7 +488,8 @@ int main(int argc, char **argv)
 	line = connect_to(argv[2]);
 	/* The stub stops the machine for who comes to it. */
 	ask("?");
-	send_packet("c");
+	count_threads();
+	go_on();
 
 	for (;;) {
 		struct pollfd fds[] = {
@@ -347,8 +498,14 @@ int main(int argc, char **argv)
 		};
 		unsigned int thread;
 
-		if (poll(fds, 2, said.at < said.len ? 0 : -1) < 0)
+		if (poll(fds, 2, said.at < said.len ? 0 : hold.thread ? 1000 : -1) < 0)
 			return 1;
+		if (hold.thread && time(NULL) >= hold.until) {
+			stop_machine();
+			let_go();
+			go_on();
+			continue;
+		}
 		if (fds[0].revents || said.at < said.len) {
 			if (has_stopped(receive_packet(), &thread))
 				handle_stop(thread);

@@ -58,7 +58,7 @@ for c in $(git rev-list --reverse base..HEAD); do
 	for f in $added; do
 		set -- "$@" ":!$f"
 	done
-	p=$(git format-patch -1 -N --abbrev=12 --zero-commit --no-signature --always \
+	p=$(git format-patch -1 --sparse -N --abbrev=12 --zero-commit --no-signature --always \
 		--start-number $n -o "$out" "$c" -- "$@")
 	p=${p##*/}
 	if [ "$BASE" != 7.3 ]; then

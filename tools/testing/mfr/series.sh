@@ -1,16 +1,37 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # Write the complete series, hunks and new files joined, to $O/series/$BASE, and as
-# one mbox to $O/series/$BASE.mbox.
+# one mbox to $O/series/$BASE.mbox. SET=NAME: only that set, to $O/series/$BASE-NAME.
 
 . "${0%/*}/lib.sh"
 . "$MFR/tests"
 
 "$MFR/tree.sh"
-out=$O/series/$BASE
+out=$O/series/$BASE${SET:+-$SET}
 rm -rf "$out" "$out.mbox"
 cd "$TREE"
-total=$(git rev-list --count base..HEAD)
+
+# A set is the patches after its heading in the series file.
+from=base to=HEAD cover=$TOP/patches/cover-letter
+[ -z "$SET" ] || {
+	grep -q "^# Set $SET\>" "$SERIES" ||
+		die "SET=$SET: there is no such set in patches/series.$BASE; use one of:" \
+		    $(sed -n 's/^# Set \([a-z0-9-]*\).*/\1/p' "$SERIES")
+	cover=$cover.$SET
+	# The number of the last patch before it, and of its own last one
+	set -- $(awk -v set="$SET" -v has="$SOURCE/.git/mfr-has" '
+		BEGIN { while ((getline line <has) > 0) skip[line] = 1 }
+		/^# Set / { in_set = $3 == set || $3 == set ":"; next }
+		/^#/ || !NF || $1 in skip { next }
+		{ n++ }
+		in_set && !first { first = n }
+		in_set { last = n }
+		END { print first - 1, last }' "$SERIES")
+	[ "$1" -le 0 ] || from=$(git rev-list --reverse base..HEAD | sed -n "$1p")
+	to=$from
+	[ $# = 1 ] || to=$(git rev-list --reverse base..HEAD | sed -n "$2p")
+}
+total=$(git rev-list --count "$from..$to")
 [ "$total" != 0 ] || {
 	say "the source has all patches already: there is no series to write"
 	exit 0
@@ -19,14 +40,14 @@ total=$(git rev-list --count base..HEAD)
 prefix=PATCH
 [ "$BASE" = 7.3 ] || prefix="PATCH $BASE"
 git format-patch -q -n --zero-commit --no-signature --subject-prefix="$prefix" \
-	-o "$out" base..HEAD
+	-o "$out" "$from..$to"
 # These lines are of use in patches/ only, as is the name of this harness.
 sed -i "/^New-file: /d; s/^\[mfr: $BASE: /[$BASE: /" "$out"/*.patch
 
 heading() { printf '\n%s\n%s\n\n' "$1" "$(echo "$1" | sed 's/./=/g')"; }
 numbered() {	# numbered COMMAND...: a line for each commit for which it prints any
 	n=0
-	for c in $(git rev-list --reverse base..HEAD); do
+	for c in $(git rev-list --reverse "$from..$to"); do
 		n=$((n + 1))
 		line=$("$@" "$c")
 		[ -z "$line" ] || printf '%4d  %s\n' $n "$line"
@@ -35,13 +56,14 @@ numbered() {	# numbered COMMAND...: a line for each commit for which it prints a
 subject() { git log -1 --format=%s "$1"; }
 why() { git log -1 --format=%B "$1" | sed -n "s/^\[mfr: $BASE: \(.*\)\]$/\1/p"; }
 
-{
+# (A single patch speaks for itself.)
+[ "$total" = 1 ] || {
 	echo "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001"
 	git log -1 --format='From: %an <%ae>%nDate: %aD' HEAD
 	printf 'Subject: [%s %0*d/%d] ' "$prefix" ${#total} 0 "$total"
-	cat "$TOP/patches/cover-letter"
+	cat "$cover"
 
-	[ "$BASE" = 7.3 ] || {
+	[ "$BASE" = 7.3 ] || [ -n "$SET" ] || {
 		heading "What is different on $BASE"
 		printf 'These patches are not those for 7.3, because on %s\n\n' "$BASE"
 		numbered why
@@ -52,12 +74,12 @@ why() { git log -1 --format=%B "$1" | sed -n "s/^\[mfr: $BASE: \(.*\)\]$/\1/p"; 
 	}
 	heading "Patches"
 	numbered subject
-	[ ! -s "$SOURCE/.git/mfr-has" ] || {
+	[ ! -s "$SOURCE/.git/mfr-has" ] || [ -n "$SET" ] || {
 		printf '\nAlready in the tree they are for, and not among them:\n\n'
 		tac "$SOURCE/.git/mfr-has" | sed 's/^/      /'
 	}
 	echo
-	git diff --stat=74 base HEAD
+	git diff --stat=74 "$from" "$to"
 	echo
 	echo "base: $(cat "$SOURCE/.git/mfr-source")"
 } >"$out/0000-cover-letter.patch"
@@ -67,4 +89,4 @@ for p in "$out"/*.patch; do
 	cat "$p"
 	echo
 done >"$out.mbox"
-say "$out, $out.mbox: $total patches and a cover letter"
+say "$out, $out.mbox: $total patches"

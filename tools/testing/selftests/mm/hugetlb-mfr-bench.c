@@ -25,6 +25,8 @@
  *   lossy_guest	the same beside lost pages of 1 GiB
  *   reached	an error in memory that is mapped again and again, or beside much other
  *		memory; and what it costs in addition if a guest has all of that
+ *   healed	a damaged hugepage replaced under its users, beside what a process did
+ *		by hand; and how long a user or a guest has to wait meanwhile
  *
  * No guest runs for that, but KVM must have KVM_PRE_FAULT_MEMORY, by which it maps
  * memory as if a guest had touched it.
@@ -34,7 +36,10 @@
 #include "mfr_util.h"
 #include <linux/kvm.h>
 #include <mm/gup_test.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/time.h>
+#include <time.h>
 
 #define SZ_1M		(SZ_2M / 2)
 #define MAX_ORDER	32
@@ -356,6 +361,72 @@ TEST_F_TIMEOUT(healthy, reads, SLOW)
 }
 
 /*
+ * Copy and clear memory with as many instructions as the kernel takes for that, so that
+ * the figures tell how often it is done, not how. The vectors of a C library are fewer
+ * instructions, and hardly faster.
+ */
+static void copy_words(char *to, const char *from, size_t len)
+{
+	const uint64_t *src = (const uint64_t *)from, *end = src + len / sizeof(*src);
+	uint64_t *dst = (uint64_t *)to;
+	int i;
+
+	for (; src < end; src += 4, dst += 4)
+#pragma GCC unroll 4
+		for (i = 0; i < 4; i++)
+			__atomic_store_n(dst + i, __atomic_load_n(src + i, __ATOMIC_RELAXED),
+					 __ATOMIC_RELAXED);
+}
+
+static void clear_words(char *to, size_t len)
+{
+#ifdef __x86_64__
+	len /= 8;
+	asm volatile("rep stosq" : "+D" (to), "+c" (len) : "a" (0UL) : "memory");
+#else
+	memset(to, 0, len);
+#endif
+}
+
+/* Zero all of a file that has its hugepages, but not mapped, or one that is a hole. */
+static void measure_zeroing(struct __test_metadata *_metadata, struct subject *s,
+			    int times, bool hole, bool by_call)
+{
+	char name[32];
+	int i, ret = 0;
+
+	for (i = 0; i < times; i++) {
+		ASSERT_EQ(0, hole ? punch(s, 0, s->size) :
+				    madvise(s->map, s->size, MADV_DONTNEED));
+		start(i);
+		if (by_call)
+			ret = zero(s, 0, s->size);
+		else
+			clear_words(s->map, s->size);
+		stop();
+		ASSERT_EQ(0, ret);
+	}
+	sprintf(name, "%s_%s", by_call ? "zero_range" : "memset", hole ? "hole" : "file");
+	print_figure(name, s->size, least);
+}
+
+static void measure_all_zeroing(struct __test_metadata *_metadata, struct subject *s,
+				int times)
+{
+	measure_zeroing(_metadata, s, times, false, false);
+	measure_zeroing(_metadata, s, times, true, false);
+	if (zero(s, 0, s->size) == -EOPNOTSUPP)
+		return;
+	measure_zeroing(_metadata, s, times, false, true);
+	measure_zeroing(_metadata, s, times, true, true);
+}
+
+TEST_F_TIMEOUT(healthy, zeroing, SLOW)
+{
+	measure_all_zeroing(_metadata, &self->s, 10);
+}
+
+/*
  * What one error takes away
  */
 
@@ -601,6 +672,13 @@ TEST_F_TIMEOUT(kept, page_after_page, SLOW)
 		if (!k || k == 100 || k == 1000 || k == 10000)
 			read_through(_metadata, s, self->buffer, k);
 	}
+}
+
+/* It has lost nothing yet. */
+TEST_F_TIMEOUT(kept, zeroing, SLOW)
+{
+	prefix = "kept_";
+	measure_all_zeroing(_metadata, &self->s, 2);
 }
 
 /*
@@ -1206,6 +1284,208 @@ TEST_F_TIMEOUT(reached, in_many_mappings, SLOW)
 				add_memory(_metadata, vm, i * SZ_1G, map, SZ_1G, 0);
 		}
 	}
+}
+
+/*
+ * A damaged hugepage replaced
+ */
+
+FIXTURE(healed) {
+	struct subject s;
+	struct vm vm;
+	unsigned long rounds;
+};
+
+FIXTURE_VARIANT(healed) {
+	unsigned long size;
+	bool guest;
+	const char *prefix;
+};
+
+FIXTURE_VARIANT_ADD(healed, process_2m) { .size = SZ_2M, .prefix = "2M_" };
+FIXTURE_VARIANT_ADD(healed, process_1g) { .size = SZ_1G, .prefix = "1G_" };
+FIXTURE_VARIANT_ADD(healed, guest_2m) {
+	.size = SZ_2M,
+	.guest = true,
+	.prefix = "guest_2M_",
+};
+
+FIXTURE_VARIANT_ADD(healed, guest_1g) {
+	.size = SZ_1G,
+	.guest = true,
+	.prefix = "guest_1G_",
+};
+
+FIXTURE_SETUP(healed)
+{
+	struct subject *s = &self->s;
+
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (variant->guest) {
+		setup_vm(_metadata, &self->vm);
+		if (!self->vm.vcpu)
+			return;
+	}
+	setup_subject(_metadata, s, variant->size, &by_madvise, 1);
+	if (!s->flags)
+		return;
+	open_unfilled(_metadata, s, keep_flag());
+	/* Each round takes one. Those of 1 GiB are few, and ticks don't matter there. */
+	self->rounds = s->size < SZ_1G ? 5 : 1;
+	if (!need_more_hugepages(s, self->rounds))
+		SKIP(return, "can't get %lu hugepages more", self->rounds);
+	expect_arrivals(_metadata);
+	prefix = variant->prefix;
+	calibrate();
+	if (variant->guest)
+		add_memory(_metadata, &self->vm, 0, s->map, s->size, 0);
+}
+
+FIXTURE_TEARDOWN_PARENT(healed)
+{
+	if (self->s.size)
+		teardown_subject(_metadata, &self->s);
+}
+
+/* Lose a page of what the file has by now. */
+static void lose_of_current(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long nr)
+{
+	s->head[0] = mapped_pfn(s->map);
+	ASSERT_NE(0, lose_page(_metadata, s, nr));
+}
+
+static void expect_another(struct __test_metadata *_metadata, struct subject *s)
+{
+	unsigned long pfn = mapped_pfn(s->map);
+
+	ASSERT_NE(-1UL, pfn);
+	ASSERT_NE(s->head[0], pfn);
+}
+
+TEST_F_TIMEOUT(healed, by_a_call, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+	int ret;
+
+	for (i = 0; i < self->rounds; i++) {
+		lose_of_current(_metadata, s, i);
+		if (variant->guest)
+			ASSERT_EQ(0, guest_touches(&self->vm, s->size - psize(), psize()));
+		start(i);
+		ret = zero_page(s, i);
+		stop();
+		ASSERT_EQ(0, ret);
+		expect_another(_metadata, s);
+	}
+	print_figure("heal", 1, least);
+}
+
+static void copy_healthy(char *to, char *from, size_t size, unsigned long lost)
+{
+	size_t before = lost * psize(), after = before + psize();
+
+	copy_words(to, from, before);
+	copy_words(to + after, from + after, size - after);
+}
+
+/* Nobody may use it meanwhile, and the room for the copy costs nothing here. */
+TEST_F_TIMEOUT(healed, by_hand, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long i;
+	char *copy;
+	int ret;
+
+	if (variant->guest)
+		return;
+	copy = alloc_shared(s->size);
+	ASSERT_NE(NULL, copy);
+	for (i = 0; i < self->rounds; i++) {
+		lose_of_current(_metadata, s, i);
+		start(i);
+		copy_healthy(copy, s->map, s->size, i);
+		ret = punch(s, 0, s->size);
+		copy_healthy(s->map, copy, s->size, i);
+		stop();
+		ASSERT_EQ(0, ret);
+		expect_another(_metadata, s);
+	}
+	print_figure("heal_by_hand", 1, least);
+}
+
+/*
+ * As if the guest had touched a page, but it gives up soon: KVM tries again and again
+ * while another unmaps memory, which would keep that one from the only CPU.
+ */
+static bool guest_tries(struct vm *vm, uint64_t gpa)
+{
+	const struct itimerval soon = { .it_value.tv_usec = 5 }, never = {};
+	uint64_t rest;
+
+	setitimer(ITIMER_REAL, &soon, NULL);
+	rest = guest_touches(vm, gpa, psize());
+	setitimer(ITIMER_REAL, &never, NULL);
+	return !rest;
+}
+
+static void do_nothing(int sig)
+{
+}
+
+/*
+ * Another process heals the hugepage, and this one, which comes first where there is
+ * one CPU, uses it every 20 us. The longest gap is for how long it was not to be had: from
+ * when it is unmapped until its successor is mapped, and one such interval at most. The
+ * least of some is free of ticks.
+ */
+TEST_F_TIMEOUT(healed, while_it_is_used, SLOW)
+{
+	const struct sched_param first = { .sched_priority = 1 };
+	const struct timespec interval = { .tv_nsec = 20000 };
+	const struct sigaction sa = { .sa_handler = do_nothing };
+	struct subject *s = &self->s;
+	unsigned long last, t, i, nr_uses, gap, shortest = -1UL;
+	char *page = raw_page(s, s->nr_raw - 1);
+	pid_t pid, ended;
+	bool used;
+	int status;
+
+	ASSERT_EQ(0, sigaction(SIGALRM, &sa, NULL));
+	ASSERT_EQ(0, sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &first));
+	for (i = 0; i < self->rounds; i++) {
+		lose_of_current(_metadata, s, i);
+		pid = fork_helper();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			_exit(zero_page(s, i) ? KSFT_FAIL : KSFT_PASS);
+		nr_uses = 0;
+		gap = 0;
+		ended = 0;
+		last = now();
+		/* Once more when it is over. */
+		do {
+			if (!ended)
+				ended = waitpid(pid, &status, WNOHANG);
+			nanosleep(&interval, NULL);
+			used = !variant->guest || guest_tries(&self->vm, page - s->map);
+			if (!used)
+				continue;
+			__atomic_add_fetch(page, 1, __ATOMIC_RELAXED);
+			nr_uses++;
+			t = now();
+			gap = t - last > gap ? t - last : gap;
+			last = t;
+		} while (!ended || !used);
+		ASSERT_EQ(pid, ended);
+		ASSERT_EQ(0, status);
+		ASSERT_LT(1, nr_uses);
+		expect_another(_metadata, s);
+		shortest = gap < shortest ? gap : shortest;
+	}
+	print_figure("heal_gap", 1, shortest);
 }
 
 int main(int argc, char **argv)

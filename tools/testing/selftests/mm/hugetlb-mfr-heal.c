@@ -821,6 +821,98 @@ TEST_F_TIMEOUT(call, does_not_give_up_what_is_lost_meanwhile, SLOW)
 	finish_race(_metadata, race, nr_healed);
 }
 
+/*
+ * heal-kept-memory of tools/mm, which PATH must lead to
+ */
+
+FIXTURE(tool)
+{
+	struct subject s;
+};
+
+static pid_t start_tool(void)
+{
+	char parent[16];
+	pid_t pid;
+
+	snprintf(parent, sizeof(parent), "%d", getpid());
+	pid = fork_helper();
+	if (pid)
+		return pid;
+	if (dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO) >= 0)
+		execlp("heal-kept-memory", "heal-kept-memory", parent, NULL);
+	_exit(127);
+}
+
+FIXTURE_SETUP(tool)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, 1);
+	if (_metadata->exit_code)
+		return;
+	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	if (!need_more_hugepages(&self->s, 1))
+		SKIP(return, "can't get 2 hugepages");
+	if (system("command -v heal-kept-memory >/dev/null"))
+		SKIP(return, "needs heal-kept-memory");
+}
+
+FIXTURE_TEARDOWN_PARENT(tool)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(tool, heals_what_a_process_has_lost, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, 5);
+	wait_for_child(_metadata, start_tool());
+	expect_healed(_metadata, s);
+}
+
+/* Is a stopped process on its way out of fallocate()? */
+static bool is_leaving_fallocate(pid_t pid)
+{
+	char path[48], text[256];
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
+	return read_text(path, text, sizeof(text)) > 0 && atol(text) == SYS_fallocate;
+}
+
+/* As long as somebody else holds the hugepage the call waits, unless a signal comes. */
+TEST_F_TIMEOUT(tool, heals_though_it_is_interrupted, SLOW)
+{
+	struct subject *s = &self->s;
+	struct iovec iov = { raw_page(s, 9), psize() };
+	bool interrupted = false;
+	int pipefd[2], status;
+	pid_t pid;
+
+	ASSERT_EQ(0, pipe2(pipefd, O_CLOEXEC));
+	ASSERT_EQ(psize(), vmsplice(pipefd[1], &iov, 1, 0));
+	lose(_metadata, s, 5);
+	pid = start_tool();
+	ASSERT_LE(0, pid);
+	while (!interrupted) {
+		usleep(20000);
+		kill(pid, SIGSTOP);
+		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+		/* It must not have come to its end. */
+		ASSERT_TRUE(WIFSTOPPED(status));
+		interrupted = is_leaving_fallocate(pid);
+		if (interrupted) {
+			EXPECT_EQ(1, nr_on_map(s));
+			close(pipefd[0]);
+			close(pipefd[1]);
+		}
+		kill(pid, SIGCONT);
+	}
+	wait_for_child(_metadata, pid);
+	expect_healed(_metadata, s);
+}
+
 FIXTURE(plain)
 {
 	struct subject s;

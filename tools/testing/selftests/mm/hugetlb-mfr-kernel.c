@@ -15,11 +15,11 @@
  * The fixtures:
  *   copyin	system calls and a vhost worker copy from a page that is lost
  *   readout	read(2) copies to user space, from a page that nobody knows to be lost
+ *   replaced	a hugepage that is healed is copied, with a page that is lost as well
  */
 
 #define _GNU_SOURCE
 #include "mfr_util.h"
-#include <ctype.h>
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/vhost.h>
@@ -64,28 +64,6 @@ struct use {
 	unsigned int word;
 };
 
-/* The line to mce-at, or -1. */
-static int mce_at = -1;
-
-static long ask_mce_at(const char *question)
-{
-	struct pollfd pfd = { .fd = mce_at, .events = POLLIN };
-	char answer[64];
-	ssize_t len;
-
-	/* A test that was killed has not read its answer. */
-	while (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLIN) &&
-	       read(mce_at, answer, sizeof(answer)) > 0)
-		;
-	if (write(mce_at, question, strlen(question)) != (ssize_t)strlen(question))
-		return -1;
-	len = read(mce_at, answer, sizeof(answer) - 1);
-	if (len <= 0)
-		return -1;
-	answer[len] = '\0';
-	return !strcmp(answer, "ok\n") ? 0 : isdigit(*answer) ? atol(answer) : -1;
-}
-
 /* @verb is "at", or "then", for what goes bad with the first machine check. */
 static bool make_bad(const char *verb, struct insns *insns, unsigned long va, size_t len,
 		     unsigned long pa)
@@ -107,17 +85,6 @@ static bool make_bad(const char *verb, struct insns *insns, unsigned long va, si
 static long make_good(void)
 {
 	return ask_mce_at("clear\n");
-}
-
-static void open_mce_at(void)
-{
-	const char *path = getenv("HUGETLB_MFR_AT");
-
-	if (path)
-		mce_at = open(path, O_RDWR | O_CLOEXEC);
-	/* A test that has died left it as it was. */
-	if (mce_at >= 0 && make_good() < 0)
-		mce_at = -1;
 }
 
 static bool add_insn(struct insns *insns, unsigned long ip)
@@ -924,6 +891,96 @@ TEST_F_TIMEOUT(readout, read_that_begins_at_an_unknown_error_fails, SLOW)
 	expect_lost(_metadata, s);
 	/* The next page is none of its business. */
 	EXPECT_EQ(sizeof(buf), pread(s->fd, buf, sizeof(buf), (nr + 1) * psize()));
+}
+
+/*
+ * Copies to another hugepage
+ */
+
+FIXTURE(replaced)
+{
+	struct subject s;
+	struct insns insns;
+};
+
+FIXTURE_SETUP(replaced)
+{
+	setup_victims(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	if (!_metadata->exit_code && !need_more_hugepages(&self->s, 1))
+		SKIP(return, "can't get another hugepage");
+}
+
+FIXTURE_TEARDOWN_PARENT(replaced)
+{
+	make_good();
+	teardown_subject(_metadata, &self->s);
+}
+
+static unsigned long symbol(const char *name)
+{
+	FILE *f = fopen("/proc/kallsyms", "r");
+	unsigned long addr, found = 0;
+	char line[512], is[256];
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%lx %*c %255s", &addr, is) == 2 && !strcmp(is, name))
+			found = addr;
+	if (f)
+		fclose(f);
+	return found;
+}
+
+/* Nothing in this copy faults that could be traced: find its REP MOVSB. */
+static void learn_to_copy(struct __test_metadata *_metadata, struct insns *insns)
+{
+	unsigned long ip = symbol("copy_mc_enhanced_fast_string");
+
+	ASSERT_NE(0, ip);
+	/* Behind two MOV, with or without ENDBR64 in front of these. */
+	ASSERT_TRUE(add_insn(insns, ip + 6));
+	ASSERT_TRUE(add_insn(insns, ip + 10));
+}
+
+static int give_up_page(struct subject *s, unsigned long nr)
+{
+	return fallocate(s->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, nr * psize(),
+			 psize());
+}
+
+TEST_F_TIMEOUT(replaced, not_if_the_copy_meets_an_error, SLOW)
+{
+	const unsigned long known = VICTIM, unknown = 2 * VICTIM;
+	struct subject *s = &self->s;
+	unsigned long pa, head = s->head[0];
+	char *was = malloc(s->size);
+
+	ASSERT_NE(NULL, was);
+	memcpy(was, s->map, s->size);
+	lose(_metadata, s, known);
+	learn_to_copy(_metadata, &self->insns);
+	pa = raw_pfn(s, unknown) * psize();
+	ASSERT_TRUE(make_bad("at", &self->insns, DIRECT_MAP + pa, psize(), pa));
+	note_lost(_metadata, s, unknown);
+
+	injecting = true;
+	heard.nr = 0;
+	errno = 0;
+	EXPECT_EQ(-1, give_up_page(s, known));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(1, make_good());
+	expect_lost(_metadata, s);
+	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, unknown), pshift());
+	injecting = false;
+	EXPECT_EQ(head, mapped_pfn(s->map));
+	EXPECT_EQ(0, memcmp(was, s->map, s->size));
+
+	/* Nothing else is in the way. */
+	EXPECT_EQ(0, give_up_page(s, unknown));
+	EXPECT_NE(head, mapped_pfn(s->map));
+	memset(was + known * psize(), 0, psize());
+	memset(was + unknown * psize(), 0, psize());
+	EXPECT_EQ(0, memcmp(was, s->map, s->size));
+	free(was);
 }
 
 int main(int argc, char **argv)

@@ -23,6 +23,7 @@
  *   shared_table	processes that share a page table
  *   faulted	userfaultfd
  *   circle	corrupt, release, unpoison, and all over again
+ *   page_types	the same by page-types of tools/mm, which PATH must lead to
  *   leaked	hugepages that stay out of use, in the way of blocks and larger ones
  *
  * Not tested here: with vm.memory_failure_recovery = 0 an error panics the machine,
@@ -3843,6 +3844,100 @@ TEST_F_TIMEOUT(circle, the_filter_lets_errors_pass_or_not_but_never_half, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	EXPECT_EQ(0, nr_changed_pages(s));
 	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+/*
+ * page-types of tools/mm
+ */
+
+/* Do to one page what @option says: of a process, or of all memory if that is 0. */
+static int page_types(pid_t process, unsigned long page, const char *option)
+{
+	char pid[16], where[32];
+	pid_t child;
+	int status;
+
+	snprintf(pid, sizeof(pid), "%d", process);
+	snprintf(where, sizeof(where), "%#lx", page);
+	child = fork_helper();
+	if (!child) {
+		dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO);
+		execlp("page-types", "page-types", option, "-a", where,
+		       process ? "-p" : NULL, pid, NULL);
+		_exit(127);
+	}
+	while (waitpid(child, &status, 0) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return WIFEXITED(status) && !WEXITSTATUS(status) ? 0 : -ENOENT;
+}
+
+static int inject_page_types(char *addr, unsigned long pfn)
+{
+	return page_types(getpid(), (uintptr_t)addr / psize(), "-X");
+}
+
+static const struct injector by_page_types = {
+	.inject = inject_page_types,
+	.code = BUS_MCEERR_AO,
+};
+
+FIXTURE(page_types)
+{
+	struct subject s;
+};
+
+FIXTURE_SETUP(page_types)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_subject(_metadata, &self->s, SZ_2M, &by_page_types, 1);
+	if (_metadata->exit_code)
+		return;
+	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	if (page_types(getpid(), (uintptr_t)self->s.map / psize(), "-l"))
+		SKIP(return, "needs page-types");
+}
+
+FIXTURE_TEARDOWN_PARENT(page_types)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(page_types, poisons_pages_of_a_process, SLOW)
+{
+	struct subject *s = &self->s;
+
+	lose(_metadata, s, 0);
+	lose(_metadata, s, 7);
+	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(2, nr_on_map(s));
+	let_go(_metadata, s);
+	expect_released(_metadata, s);
+}
+
+TEST_F_TIMEOUT(page_types, unpoisons_pages_when_the_hugepage_has_ended, SLOW)
+{
+	const unsigned long pages[] = { 0, 7 };
+	struct subject *s = &self->s;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(pages); i++)
+		lose(_metadata, s, pages[i]);
+	EXPECT_EQ(0, page_types(getpid(), (uintptr_t)raw_page(s, 7) / psize(), "-x"));
+	expect_corrupted(_metadata, s);
+	EXPECT_EQ(2, nr_on_map(s));
+
+	let_go(_metadata, s);
+	wait_for_release(s, 1);
+	expect_out_of_use(_metadata, s, 0);
+	for (i = 0; i < ARRAY_SIZE(pages); i++) {
+		EXPECT_EQ(0, page_types(0, raw_pfn(s, pages[i]), "-x"));
+		s->lost[pages[i]] = false;
+		s->nr_lost--;
+		expect_corrupted(_metadata, s);
+	}
 	expect_released(_metadata, s);
 }
 

@@ -5,6 +5,8 @@
  * ras:memory_failure_kept_event, for an agent on the host.
  *
  *   map	a file of some hugepages, for each size and injector
+ *   damaged	which bytes of a lost page are, as far as it is told
+ *   reported, reported_amd	the same by machine checks alone, and by CPUs that don't tell
  *   many	a thousand lost pages in a hugepage of 1 GiB
  *   raced	reading the map while pages are lost and hugepages released
  *   unrecorded	a lost page that there was no memory to record
@@ -17,7 +19,10 @@
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
 
+#define MF_EVENT	TRACING "/events/ras/memory_failure_event/enable"
 #define KEPT_EVENT	TRACING "/events/ras/memory_failure_kept_event/enable"
+#define KEPT_TEXT	\
+	"pfn %#lx: huge page kept by dev %u:%u ino %lu offset 0x%lx damaged 0x%lx+0x%lx"
 #define SEALABLE	(MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING)
 #define SZ_1T		(1024UL * SZ_1G)
 #define NOBODY		65534
@@ -36,7 +41,15 @@ struct map {
 	unsigned int nr_unknown;	/* lines that begin with mf-, but make no sense */
 	unsigned long nr;
 	struct extent *extents;
+	unsigned long nr_damaged;	/* and the damaged bytes among them */
+	struct extent *damaged;
 };
+
+static void free_map(struct map *m)
+{
+	free(m->extents);
+	free(m->damaged);
+}
 
 /* Read all of a file by @chunk bytes.  The caller frees it. */
 static char *read_all(const char *path, size_t chunk)
@@ -74,11 +87,13 @@ static bool parse_map(char *text, struct map *m)
 
 	memset(m, 0, sizeof(*m));
 	m->extents = malloc((strlen(text) / 8 + 1) * sizeof(*m->extents));
-	if (!m->extents)
+	m->damaged = malloc((strlen(text) / 8 + 1) * sizeof(*m->damaged));
+	if (!m->extents || !m->damaged)
 		return false;
 
 	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
 		struct extent *e = &m->extents[m->nr];
+		struct extent *d = &m->damaged[m->nr_damaged];
 		char again[80];
 
 		if (strncmp(line, "mf-", 3))
@@ -91,6 +106,13 @@ static bool parse_map(char *text, struct map *m)
 			snprintf(again, sizeof(again), "mf-lost:\t0x%lx 0x%lx",
 				 e->start, e->len);
 			m->nr++;
+			if (!strcmp(line, again))
+				continue;
+		}
+		if (sscanf(line, "mf-damaged: %lx %lx", &d->start, &d->len) == 2) {
+			snprintf(again, sizeof(again), "mf-damaged:\t0x%lx 0x%lx",
+				 d->start, d->len);
+			m->nr_damaged++;
 			if (!strcmp(line, again))
 				continue;
 		}
@@ -117,21 +139,31 @@ static bool read_map(int fd, struct map *m)
 	return read_map_of("self", fd, m);
 }
 
-/* Is a map of the file made of extents that are as large as they can be, in order? */
-static bool is_well_formed(struct map *m, struct subject *s)
+/* The unit of damage */
+static unsigned long part(void)
 {
-	unsigned long ps = psize(), end = 0, i;
+	return psize() / 64;
+}
 
-	if (m->nr_policies != 1 || m->nr_unknown)
-		return false;
-	for (i = 0; i < m->nr; i++) {
-		struct extent *e = &m->extents[i];
+/* Are extents as large as they can be, in order? */
+static bool are_in_order(struct extent *e, unsigned long nr, unsigned long unit,
+			 struct subject *s)
+{
+	unsigned long end = 0, i;
 
-		if (!e->len || (e->start | e->len) % ps || (i && e->start <= end))
+	for (i = 0; i < nr; i++) {
+		if (!e[i].len || (e[i].start | e[i].len) % unit || (i && e[i].start <= end))
 			return false;
-		end = e->start + e->len;
+		end = e[i].start + e[i].len;
 	}
 	return end <= s->nr_huge * s->size;
+}
+
+static bool is_well_formed(struct map *m, struct subject *s)
+{
+	return m->nr_policies == 1 && !m->nr_unknown &&
+	       are_in_order(m->extents, m->nr, psize(), s) &&
+	       are_in_order(m->damaged, m->nr_damaged, part(), s);
 }
 
 static bool map_has(struct map *m, unsigned long offset)
@@ -171,6 +203,13 @@ static unsigned long nr_wrong(struct map *m, struct subject *s)
 	return wrong;
 }
 
+/* Are all lost pages damaged as a whole? */
+static bool all_is_damaged(struct map *m)
+{
+	return m->nr_damaged == m->nr &&
+	       !memcmp(m->damaged, m->extents, m->nr * sizeof(*m->extents));
+}
+
 /* The map of @fd is exactly what was lost. */
 static void expect_map(struct __test_metadata *_metadata, struct subject *s, int fd)
 {
@@ -180,7 +219,8 @@ static void expect_map(struct __test_metadata *_metadata, struct subject *s, int
 	EXPECT_EQ(1, m.nr_policies);
 	EXPECT_TRUE(is_well_formed(&m, s));
 	EXPECT_EQ(0, nr_wrong(&m, s));
-	free(m.extents);
+	EXPECT_TRUE(all_is_damaged(&m));
+	free_map(&m);
 }
 
 static void expect_extents(struct __test_metadata *_metadata, struct subject *s,
@@ -190,7 +230,7 @@ static void expect_extents(struct __test_metadata *_metadata, struct subject *s,
 
 	ASSERT_TRUE(read_map(s->fd, &m));
 	EXPECT_EQ(nr, m.nr);
-	free(m.extents);
+	free_map(&m);
 }
 
 /* A hugepage that was released is no longer of the file; the ledger knows of it. */
@@ -566,7 +606,7 @@ TEST_F_TIMEOUT(map, has_room_for_a_large_file, SLOW)
 	ASSERT_EQ(1, m.nr);
 	EXPECT_EQ(SZ_1T - psize(), m.extents[0].start);
 	EXPECT_EQ(psize(), m.extents[0].len);
-	free(m.extents);
+	free_map(&m);
 }
 
 /* How often @text is at the end of a line of the trace, and how many lines there are. */
@@ -612,9 +652,8 @@ TEST_F_TIMEOUT(map, an_event_tells_the_same_of_each_new_lost_page, SLOW)
 
 		lose(_metadata, s, nr);
 		snprintf(text, sizeof(text),
-			 "pfn %#lx: huge page kept by dev %u:%u ino %lu offset 0x%lx",
-			 raw_pfn(s, nr), major(st.st_dev), minor(st.st_dev),
-			 (unsigned long)st.st_ino, nr * psize());
+			 KEPT_TEXT, raw_pfn(s, nr), major(st.st_dev), minor(st.st_dev),
+			 (unsigned long)st.st_ino, nr * psize(), nr * psize(), 64 * part());
 		EXPECT_EQ(1, nr_traced(text, &lines));
 		EXPECT_EQ(i + 1, lines);
 	}
@@ -633,6 +672,501 @@ TEST_F_TIMEOUT(map, no_event_tells_of_repeats_and_filtered_errors, SLOW)
 	expect_filtered(_metadata, s, s->nr_raw);
 	nr_traced("", &lines);
 	EXPECT_EQ(1, lines);
+}
+
+/*
+ * Damaged bytes
+ */
+
+/* Hardware vouches for lines of 64 bytes. */
+#define LINE		6
+
+FIXTURE(damaged)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(damaged)
+{
+	unsigned long size;
+	const struct injector *injector;
+};
+
+FIXTURE_VARIANT_ADD(damaged, corrupt_addr_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(damaged, corrupt_addr_1g)
+{
+	.size = SZ_1G,
+	.injector = &by_pfn,
+};
+
+FIXTURE_VARIANT_ADD(damaged, mce_2m)
+{
+	.size = SZ_2M,
+	.injector = &by_mce,
+};
+
+FIXTURE_SETUP(damaged)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (variant->injector->for_real && mce_on_amd())
+		SKIP(return, "this CPU doesn't tell how much is damaged");
+	setup_subject(_metadata, &self->s, variant->size, variant->injector, 2);
+	if (!_metadata->exit_code)
+		open_map(_metadata, &self->s, SEALABLE);
+}
+
+FIXTURE_TEARDOWN_PARENT(damaged)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+static int consume_part(struct subject *s, unsigned long nr, unsigned int offset,
+			unsigned int lsb)
+{
+	struct mce_victim victim = {
+		.addr = raw_page(s, nr),
+		.pfn = raw_pfn(s, nr),
+		.offset = offset,
+		.misc = MCI_MISC_PHYSICAL(lsb),
+	};
+	int cpu[2];
+
+	if (!mce_cpus(cpu))
+		return -ENODEV;
+	victim.cpu = cpu[0];
+	ledger->for_ever = true;
+	return mce_consume_as(ledger->monitor, MCE_LOAD, &victim);
+}
+
+static int corrupt_part(struct subject *s, unsigned long nr, unsigned int offset,
+			unsigned int lsb)
+{
+	int ret;
+
+	if (!write_long(DEBUGFS_CORRUPT_LSB, lsb))
+		return -errno;
+	ret = write_pfn(DEBUGFS_CORRUPT_ADDR, raw_pfn(s, nr) * psize() + offset);
+	write_long(DEBUGFS_CORRUPT_LSB, pshift());
+	return ret;
+}
+
+/* An error that damages only a part of a page. */
+static void damage(struct __test_metadata *_metadata, struct subject *s,
+		   unsigned long nr, unsigned int offset, unsigned int lsb)
+{
+	const struct injector *injector = s->injector;
+	bool known = s->lost[nr];
+
+	if (!known)
+		note_lost(_metadata, s, nr);
+	heard.nr = 0;
+	injecting = true;
+	EXPECT_EQ(known ? injector->again : 0,
+		  injector->for_real ? consume_part(s, nr, offset, lsb) :
+		  corrupt_part(s, nr, offset, lsb));
+	injecting = false;
+	if (!known || injector->again_is_heard)
+		expect_sigbus(_metadata, injector->code, raw_page(s, nr), pshift());
+	else
+		EXPECT_EQ(0, heard.nr);
+	expect_corrupted(_metadata, s);
+}
+
+/* The map has these damaged bytes, and beside them what was lost. */
+static void expect_damaged(struct __test_metadata *_metadata, struct subject *s,
+			   const struct extent *damaged, unsigned long nr)
+{
+	unsigned long i;
+	struct map m;
+
+	ASSERT_TRUE(read_map(s->fd, &m));
+	EXPECT_TRUE(is_well_formed(&m, s));
+	EXPECT_EQ(0, nr_wrong(&m, s));
+	EXPECT_EQ(nr, m.nr_damaged);
+	for (i = 0; i < nr && i < m.nr_damaged; i++) {
+		EXPECT_EQ(damaged[i].start, m.damaged[i].start);
+		EXPECT_EQ(damaged[i].len, m.damaged[i].len);
+	}
+	free_map(&m);
+}
+
+static void expect_one_damaged(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long start, unsigned long len)
+{
+	const struct extent damaged = { start, len };
+
+	expect_damaged(_metadata, s, &damaged, 1);
+}
+
+TEST_F_TIMEOUT(damaged, is_one_line, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 7, 5 * part(), LINE);
+	expect_one_damaged(_metadata, s, 7 * psize() + 5 * part(), part());
+}
+
+TEST_F_TIMEOUT(damaged, is_the_line_around_an_unaligned_address, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 7, 6 * part() - 1, LINE);
+	expect_one_damaged(_metadata, s, 7 * psize() + 5 * part(), part());
+}
+
+TEST_F_TIMEOUT(damaged, is_no_less_than_a_line, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 7, 5 * part() + 8, 3);
+	expect_one_damaged(_metadata, s, 7 * psize() + 5 * part(), part());
+}
+
+TEST_F_TIMEOUT(damaged, is_a_block_of_several_lines, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 7, psize() / 4 - 1, pshift() - 3);
+	expect_one_damaged(_metadata, s, 7 * psize() + psize() / 8, psize() / 8);
+}
+
+TEST_F_TIMEOUT(damaged, is_the_first_and_last_line_of_a_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+	const struct extent ends[] = {
+		{ 0, part() },
+		{ s->size - part(), part() },
+	};
+
+	damage(_metadata, s, 0, 0, LINE);
+	damage(_metadata, s, s->nr_raw - 1, psize() - part(), LINE);
+	expect_damaged(_metadata, s, ends, 2);
+}
+
+TEST_F_TIMEOUT(damaged, joins_lines_of_two_hugepages, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, s->nr_raw, 0, LINE);
+	damage(_metadata, s, s->nr_raw - 1, psize() - part(), LINE);
+	expect_one_damaged(_metadata, s, s->size - part(), 2 * part());
+	expect_extents(_metadata, s, 1);
+}
+
+TEST_F_TIMEOUT(damaged, grows_with_another_line_of_the_page, SLOW)
+{
+	struct subject *s = &self->s;
+	const struct extent lines[] = {
+		{ 3 * psize() + 2 * part(), part() },
+		{ 3 * psize() + 9 * part(), part() },
+	};
+
+	damage(_metadata, s, 3, lines[1].start % psize(), LINE);
+	damage(_metadata, s, 3, lines[0].start % psize(), LINE);
+	expect_damaged(_metadata, s, lines, 2);
+}
+
+TEST_F_TIMEOUT(damaged, does_not_change_with_a_repeat, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 3, 9 * part(), LINE);
+	damage(_metadata, s, 3, 9 * part(), LINE);
+	expect_one_damaged(_metadata, s, 3 * psize() + 9 * part(), part());
+}
+
+TEST_F_TIMEOUT(damaged, is_all_of_the_page_after_64_lines, 2 * SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int i;
+
+	for (i = 0; i < 64; i++) {
+		/* In no order: 29 has no factor with 64 in common. */
+		damage(_metadata, s, 3, i * 29 % 64 * part(), LINE);
+		ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+	}
+	expect_one_damaged(_metadata, s, 3 * psize(), psize());
+}
+
+TEST_F_TIMEOUT(damaged, is_all_of_the_page_if_that_is_told, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 3, 9 * part(), LINE);
+	damage(_metadata, s, 3, 0, pshift());
+	expect_one_damaged(_metadata, s, 3 * psize(), psize());
+}
+
+TEST_F_TIMEOUT(damaged, is_an_event_each_time_it_grows, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned int lines, i;
+	char text[160];
+	struct stat st;
+
+	if (!trace_kept())
+		SKIP(return, "no tracing of memory failures in " TRACING);
+	ASSERT_EQ(0, fstat(s->fd, &st));
+
+	for (i = 0; i < 4; i++) {
+		unsigned int offset = i / 2 * 3 * part();
+
+		damage(_metadata, s, 3, offset, LINE);
+		snprintf(text, sizeof(text), KEPT_TEXT, raw_pfn(s, 3), major(st.st_dev),
+			 minor(st.st_dev), (unsigned long)st.st_ino, 3UL * psize(),
+			 3UL * psize() + offset, part());
+		EXPECT_EQ(1, nr_traced(text, &lines));
+		EXPECT_EQ(i / 2 + 1, lines);
+	}
+}
+
+TEST_F_TIMEOUT(damaged, is_gone_with_its_hugepage, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 3, 9 * part(), LINE);
+	damage(_metadata, s, s->nr_raw + 3, 9 * part(), LINE);
+	ASSERT_EQ(0, punch(s, 0, s->size));
+	forget(s, 0);
+	expect_one_damaged(_metadata, s, s->size + 3 * psize() + 9 * part(), part());
+}
+
+/* The same, as only machine checks show */
+FIXTURE(reported)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(reported)
+{
+	unsigned long size;
+};
+
+FIXTURE_VARIANT_ADD(reported, mce_2m)
+{
+	.size = SZ_2M,
+};
+
+FIXTURE_SETUP(reported)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (mce_on_amd())
+		SKIP(return, "this CPU doesn't tell how much is damaged");
+	setup_subject(_metadata, &self->s, variant->size, &by_mce, 2);
+	if (!_metadata->exit_code)
+		open_map(_metadata, &self->s, SEALABLE);
+}
+
+FIXTURE_TEARDOWN_PARENT(reported)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* How often memory failure handling has told of a known page. */
+static unsigned int nr_known(void)
+{
+	FILE *f = fopen(TRACING "/trace", "r");
+	unsigned int nr = 0;
+	char line[256];
+
+	while (f && fgets(line, sizeof(line), f))
+		nr += strstr(line, "memory_failure_event:") && strstr(line, "already poisoned");
+	if (f)
+		fclose(f);
+	return nr;
+}
+
+/* How many machine checks has this CPU had? */
+static unsigned long nr_machine_checks(void)
+{
+	FILE *f = fopen("/proc/interrupts", "r");
+	unsigned long nr = 0;
+	char line[1024];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, " MCE: %lu", &nr) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return nr;
+}
+
+/* A patrol finds what the kernel has no use for, and then something else. */
+static void expect_unusable(struct __test_metadata *_metadata, struct subject *s,
+			    unsigned long long status, unsigned long long misc)
+{
+	unsigned long before = nr_machine_checks();
+	unsigned int tries;
+
+	if (!trace_kept() || !write_text(MF_EVENT, "1"))
+		SKIP(return, "no tracing of memory failures in " TRACING);
+
+	lose(_metadata, s, 9);
+	mce_scrub_as(ledger->monitor, status, (unsigned long long)raw_pfn(s, 3) * psize(), misc);
+	/* A machine check during another one is the end of the machine. */
+	for (tries = 0; nr_machine_checks() == before && tries < 2000; tries++)
+		usleep(2000);
+	usleep(50000);
+	mce_scrub(ledger->monitor, raw_pfn(s, 9));
+	for (tries = 0; !nr_known() && tries < 2000; tries++)
+		usleep(2000);
+	EXPECT_EQ(1, nr_known());
+	expect_one_damaged(_metadata, s, 9 * psize(), psize());
+	expect_corrupted(_metadata, s);
+}
+
+TEST_F_TIMEOUT(reported, without_an_extent_is_nothing, SLOW)
+{
+	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB & ~MCI_STATUS_MISCV,
+			MCI_MISC_PHYSICAL_4K);
+}
+
+TEST_F_TIMEOUT(reported, as_more_than_a_page_is_nothing, SLOW)
+{
+	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB,
+			MCI_MISC_PHYSICAL(pshift() + 1));
+}
+
+TEST_F_TIMEOUT(reported, as_two_lines_at_once_is_both, SLOW)
+{
+	struct subject *s = &self->s;
+	const struct extent lines[] = {
+		{ 3 * psize() + 2 * part(), part() },
+		{ 3 * psize() + 9 * part(), part() },
+	};
+	struct mce_victim victim[2] = {};
+	struct heard_by by[2] = {};
+	pthread_t thread[2];
+	int cpu[2], i;
+
+	ASSERT_TRUE(mce_cpus(cpu));
+	ASSERT_NE(cpu[0], cpu[1]);
+	ledger->for_ever = true;
+	note_lost(_metadata, s, 3);
+	injecting = true;
+	for (i = 0; i < 2; i++) {
+		victim[i].addr = raw_page(s, 3);
+		victim[i].pfn = raw_pfn(s, 3);
+		victim[i].offset = lines[i].start % psize();
+		victim[i].misc = MCI_MISC_PHYSICAL(LINE);
+		victim[i].cpu = cpu[i];
+		by[i].victim = &victim[i];
+		ASSERT_EQ(0, pthread_create(&thread[i], NULL, suffer, &by[i]));
+	}
+	mce_shoot(ledger->monitor, MCE_LOAD, victim, 2);
+	for (i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	injecting = false;
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, victim[i].error);
+		EXPECT_EQ(1, by[i].nr);
+		EXPECT_EQ(BUS_MCEERR_AR, by[i].code);
+		EXPECT_EQ(pshift(), by[i].lsb);
+		EXPECT_EQ((uintptr_t)raw_page(s, 3), by[i].addr);
+	}
+	expect_damaged(_metadata, s, lines, 2);
+	expect_corrupted(_metadata, s);
+}
+
+/* Wait until what a patrol has found is in the map. */
+static void scrub(struct __test_metadata *_metadata, struct subject *s,
+		  unsigned long nr, unsigned int offset, unsigned long nr_damaged)
+{
+	unsigned int tries;
+	bool there = false;
+	struct map m;
+
+	ledger->for_ever = true;
+	if (!s->lost[nr])
+		note_lost(_metadata, s, nr);
+	mce_scrub_as(ledger->monitor, MCI_STATUS_SCRUB,
+		     (unsigned long long)raw_pfn(s, nr) * psize() + offset,
+		     MCI_MISC_PHYSICAL(LINE));
+	for (tries = 0; !there && tries < 1000; tries++) {
+		ASSERT_TRUE(read_map(s->fd, &m));
+		there = m.nr_damaged == nr_damaged;
+		free_map(&m);
+		usleep(2000);
+	}
+	EXPECT_TRUE(there);
+}
+
+TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
+{
+	struct subject *s = &self->s;
+	const struct extent lines[] = {
+		{ 3 * psize() + 2 * part(), part() },
+		{ 3 * psize() + 9 * part(), part() },
+	};
+	unsigned int tries;
+
+	if (!trace_kept() || !write_text(MF_EVENT, "1"))
+		SKIP(return, "no tracing of memory failures in " TRACING);
+
+	heard.nr = 0;
+	injecting = true;
+	scrub(_metadata, s, 3, 2 * part(), 1);
+	for (tries = 0; !heard.nr && tries < 2000; tries++)
+		usleep(2000);
+	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, 3), pshift());
+
+	heard.nr = 0;
+	scrub(_metadata, s, 3, 9 * part(), 2);
+	/* This comes after all signals. */
+	for (tries = 0; !nr_known() && tries < 2000; tries++)
+		usleep(2000);
+	EXPECT_EQ(1, nr_known());
+	EXPECT_EQ(0, heard.nr);
+	injecting = false;
+	expect_damaged(_metadata, s, lines, 2);
+	expect_corrupted(_metadata, s);
+}
+
+FIXTURE(reported_amd)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(reported_amd)
+{
+	unsigned long size;
+};
+
+FIXTURE_VARIANT_ADD(reported_amd, mce_amd)
+{
+	.size = SZ_2M,
+};
+
+FIXTURE_SETUP(reported_amd)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (!mce_on_amd())
+		SKIP(return, "needs a CPU of AMD");
+	setup_subject(_metadata, &self->s, variant->size, &by_mce, 2);
+	if (!_metadata->exit_code)
+		open_map(_metadata, &self->s, SEALABLE);
+}
+
+FIXTURE_TEARDOWN_PARENT(reported_amd)
+{
+	teardown_subject(_metadata, &self->s);
+}
+
+/* Their MISC tells other things. */
+TEST_F_TIMEOUT(reported_amd, is_all_of_the_page_whatever_MISC_tells, SLOW)
+{
+	struct subject *s = &self->s;
+
+	damage(_metadata, s, 3, 9 * part(), LINE);
+	expect_one_damaged(_metadata, s, 3 * psize(), psize());
 }
 
 /*
@@ -781,7 +1315,7 @@ static void read_maps(struct subject *s, struct race *race)
 		}
 		if (map_size(&m) != nr * psize())
 			_exit(KSFT_FAIL);
-		free(m.extents);
+		free_map(&m);
 		race->reads++;
 	}
 	_exit(KSFT_PASS);
@@ -795,7 +1329,7 @@ static void read_some_maps(struct subject *s, struct race *race)
 
 		if (!read_map(s->fd, &m) || !is_well_formed(&m, s))
 			_exit(KSFT_FAIL);
-		free(m.extents);
+		free_map(&m);
 		race->reads++;
 	}
 	_exit(KSFT_PASS);
@@ -930,7 +1464,7 @@ static void read_when_signalled(struct subject *s, int report)
 		if (sigwaitinfo(&set, &si) != SIGBUS || !read_map(s->fd, &m))
 			break;
 		found = map_has(&m, (char *)si.si_addr - s->map);
-		free(m.extents);
+		free_map(&m);
 	}
 	_exit(KSFT_FAIL);
 }
@@ -1063,6 +1597,14 @@ TEST_F_TIMEOUT(unrecorded, a_lost_page_counts_as_its_whole_hugepage, SLOW)
 	expect_map(_metadata, s, s->fd);
 	expect_extents(_metadata, s, 3);
 
+	/* On record at last, but not with what was hit before. */
+	injecting = true;
+	EXPECT_EQ(0, corrupt_part(s, s->nr_raw + 9, 0, LINE));
+	injecting = false;
+	s->corrupted += psize() >> 10;
+	ledger->corrupted += psize() >> 10;
+	expect_map(_metadata, s, s->fd);
+
 	/* Also when it leaves. */
 	ASSERT_EQ(0, punch(s, s->size, s->size));
 	forget(s, 1);
@@ -1187,7 +1729,7 @@ TEST_F_TIMEOUT(plain, files_show_no_policy_and_no_lost_pages, SLOW)
 	EXPECT_EQ(0, m.nr_policies);
 	EXPECT_EQ(0, m.nr_unknown);
 	EXPECT_EQ(0, m.nr);
-	free(m.extents);
+	free_map(&m);
 }
 
 TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)

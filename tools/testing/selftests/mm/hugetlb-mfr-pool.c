@@ -22,6 +22,8 @@
  *   stuck	a hugepage that could not be unmapped
  *   waiting	hugepages that have left the file and are not free yet
  *   pool_shrinks	errors in free hugepages that are reserved
+ *   overtaken, demoted_early	free hugepages that leave their pool while they are
+ *		unpoisoned, or an error is handled
  *   alone	hugepages with one lost page among the first
  *   gigantic	1 GiB hugepages from wherever they come
  *   booted	a healthy one from boot
@@ -34,7 +36,8 @@
  * Some need the kernel's command line to say where 1 GiB hugepages come from:
  * gigantic.cma_* want hugetlb_cma=, with room for two on one node, gigantic.boot
  * wants hugepagesz=1G hugepages=2, and what is optimized at boot
- * hugetlb_free_vmemmap=on as well.  What is about failing allocations needs
+ * hugetlb_free_vmemmap=on as well.  What holds CPUs needs mce-at, which HUGETLB_MFR_AT
+ * leads to, as hugetlb-mfr-kernel does.  What is about failing allocations needs
  * CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC and CONFIG_FAULT_INJECTION_DEBUG_FS.
  */
 
@@ -56,6 +59,9 @@
 #define GROUP		"/hugetlb-mfr"
 
 #define MAX_NODES	64
+
+/* The raw page of a hugepage whose struct page leads to the record of its lost pages */
+#define RECORD		3
 
 /* What tests change, in the order in which it is put right. */
 static const char * const settings[] = {
@@ -1966,13 +1972,26 @@ struct writer {
 	int line;
 };
 
+/* The @nth CPU after this one */
+static int nth_cpu(unsigned int nth)
+{
+	return (sched_getcpu() + nth) % sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static void move_to_cpu(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
 static void start_writer(struct __test_metadata *_metadata, struct writer *w,
 			 unsigned int nth, const char *path, long val)
 {
-	int cpu = (sched_getcpu() + nth) % sysconf(_SC_NPROCESSORS_ONLN);
+	int lines[2], fd, len, cpu = nth_cpu(nth);
 	char text[24], ready;
-	int lines[2], fd, len;
-	cpu_set_t set;
 
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, lines));
 	w->line = lines[0];
@@ -1984,9 +2003,7 @@ static void start_writer(struct __test_metadata *_metadata, struct writer *w,
 		return;
 	}
 
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	sched_setaffinity(0, sizeof(set), &set);
+	move_to_cpu(cpu);
 	fd = open(path, O_WRONLY);
 	len = snprintf(text, sizeof(text), "%ld", val);
 	if (write(lines[1], "", 1) != 1 || read(lines[1], &ready, 1) != 1)
@@ -2052,54 +2069,81 @@ TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 	expect_released(_metadata, s);
 }
 
-/* Lose two pages while the struct pages of a free hugepage make smaller ones of it. */
+/* The page was lost too early or too late: be as before. */
+static void take_back_demotion(struct __test_metadata *_metadata, struct subject *s,
+			       unsigned long nr, long small)
+{
+	ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", small));
+	if (is_poisoned(raw_pfn(s, nr)))
+		ASSERT_EQ(0, unpoison(raw_pfn(s, nr)));
+	s->lost[nr] = false;
+	s->nr_lost = 0;
+	ledger->nr_poison = 0;
+	ASSERT_TRUE(pool_set(SZ_1G, "nr_hugepages", s->before.nr));
+}
+
+/* Lose a page while the struct pages of a free hugepage make smaller ones of it. */
 static bool lose_between_sizes(struct __test_metadata *_metadata, struct subject *s,
 			       unsigned long nr)
 {
 	struct writer demoter;
+	unsigned long i;
 	uint64_t flags;
 	bool in_time;
 
 	find_free_hugepage(_metadata, s);
 	note_lost(_metadata, s, nr);
-	note_lost(_metadata, s, nr + 1);
 	start_demoter(_metadata, &demoter, 2);
 	ASSERT_EQ(1, write(demoter.line, "", 1));
-	do {
+	/* (It may be over before this sees it.) */
+	for (i = 0; i < 1000000; i++) {
 		ASSERT_TRUE(read_kpageflags(raw_pfn(s, nr), 1, &flags));
-	} while (flags & KPF_HUGE);
-	/* They are no free pages of a pool, so they can't be handled. */
-	in_time = inject(s, nr) == -EBUSY && inject(s, nr + 1) == -EBUSY;
+		if (!(flags & KPF_HUGE))
+			break;
+	}
+	/* It is no free page of a pool, so it can't be handled. */
+	in_time = inject(s, nr) == -EBUSY;
 	wait_for_child(_metadata, demoter.pid);
 	return in_time;
 }
 
-TEST_F_TIMEOUT(demoted_late, pages_lost_between_two_sizes_are_left_out, SLOW)
+static void leave_out_lost_between_sizes(struct __test_metadata *_metadata,
+					 FIXTURE_DATA(demoted_late) * self,
+					 unsigned long nr, unsigned long again)
 {
 	struct subject *s = &self->s;
-	/* The first pages of the last one of the smaller hugepages */
-	const unsigned long nr = s->nr_raw - SZ_2M / psize();
-	unsigned int tries, i;
+	unsigned int tries;
 
-	for (tries = 0; tries < 5; tries++) {
+	/* Other load may take this CPU away meanwhile. */
+	for (tries = 0; tries < 50; tries++) {
 		if (lose_between_sizes(_metadata, s, nr))
 			break;
-		/* Too late: once more. */
-		ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
-		for (i = 0; i < 2; i++) {
-			if (is_poisoned(raw_pfn(s, nr + i)))
-				ASSERT_EQ(0, unpoison(raw_pfn(s, nr + i)));
-			s->lost[nr + i] = false;
-		}
-		s->nr_lost = 0;
-		ledger->nr_poison = 0;
-		ASSERT_TRUE(pool_set(SZ_1G, "nr_hugepages", s->before.nr));
+		take_back_demotion(_metadata, s, nr, self->small.nr);
 	}
-	ASSERT_GT(5, tries);
+	ASSERT_GT(50, tries);
 	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
+	/* With a record PG_hwpoison of the head no longer means the first page. */
+	if (again) {
+		note_lost(_metadata, s, again);
+		inject(s, again);
+		expect_corrupted(_metadata, s);
+	}
 	ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
 	expect_small(_metadata, &self->small, 0);
 	expect_released(_metadata, s);
+}
+
+/* The last one of the smaller hugepages is done last. */
+TEST_F_TIMEOUT(demoted_late, a_first_page_lost_between_two_sizes_is_left_out, SLOW)
+{
+	unsigned long nr = self->s.nr_raw - SZ_2M / psize();
+
+	leave_out_lost_between_sizes(_metadata, self, nr, nr + 7);
+}
+
+TEST_F_TIMEOUT(demoted_late, another_page_lost_between_two_sizes_is_left_out, SLOW)
+{
+	leave_out_lost_between_sizes(_metadata, self, self->s.nr_raw - SZ_2M / psize() + 1, 0);
 }
 
 /*
@@ -2544,6 +2588,334 @@ TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_u
 }
 
 /*
+ * Free hugepages that leave their pool while they are unpoisoned: a CPU is held inside
+ * unpoisoning until they have left.
+ */
+
+FIXTURE(overtaken)
+{
+	struct subject s;
+};
+
+FIXTURE_VARIANT(overtaken)
+{
+	const char *caller;
+	const char *callee;
+	bool other;		/* not the first page is unpoisoned, but another one */
+};
+
+/* Points on the way of unpoisoning, the first one first */
+FIXTURE_VARIANT_ADD(overtaken, behind_the_folio)
+{
+	.other = true,
+};
+
+FIXTURE_VARIANT_ADD(overtaken, before_its_reference)
+{
+	.caller = "unpoison_memory",
+	.callee = "get_hwpoison_page",
+};
+
+FIXTURE_VARIANT_ADD(overtaken, at_its_lookup)
+{
+	.caller = "get_hwpoison_page",
+	.callee = "get_hwpoison_hugetlb_folio",
+};
+
+FIXTURE_VARIANT_ADD(overtaken, behind_its_lookup)
+{
+	.caller = "get_hwpoison_page",
+	.callee = "zone_pcp_enable",
+};
+
+FIXTURE_VARIANT_ADD(overtaken, before_the_lock)
+{
+	.caller = "unpoison_memory",
+	.callee = "_raw_spin_lock_irq",
+};
+
+static void setup_held(struct __test_metadata *_metadata, struct subject *s)
+{
+	if (mce_at < 0)
+		SKIP(return, "needs a virtual machine with mce-at");
+	/* The same series has put right how it leaves. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	prepare(_metadata, s, SZ_2M, &by_pfn, 1);
+}
+
+static void teardown_held(struct __test_metadata *_metadata, struct subject *s)
+{
+	let_go_on();
+	teardown(_metadata, s);
+}
+
+/* Let a child write, and hold its CPU, on which nobody else is, at that call. */
+static void start_held(struct __test_metadata *_metadata, struct writer *w,
+		       const char *caller, const char *callee, const char *path, long val)
+{
+	unsigned int tries;
+
+	start_writer(_metadata, w, 2, path, val);
+	/* Unpoisoning calls nothing between looking up the folio and using it. */
+	ASSERT_TRUE(caller ? hold_call(caller, callee) : hold_lookup(val));
+	ASSERT_EQ(1, write(w->line, "", 1));
+	for (tries = 0; tries < 1000 && !is_held(); tries++)
+		usleep(5000);
+	ASSERT_NE(1000, tries);
+}
+
+/* Has it written? */
+static bool end_held(struct __test_metadata *_metadata, struct writer *w)
+{
+	int status;
+
+	ASSERT_TRUE(let_go_on());
+	ASSERT_EQ(w->pid, waitpid(w->pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	return WEXITSTATUS(status) == KSFT_PASS;
+}
+
+/* Either raw page @nr is unpoisoned, or it stays lost.  The others stay lost. */
+static void end_unpoisoning(struct __test_metadata *_metadata, struct subject *s,
+			    struct writer *w, unsigned long nr)
+{
+	if (!end_held(_metadata, w))
+		return;
+	s->lost[nr] = false;
+	s->nr_lost--;
+}
+
+FIXTURE_SETUP(overtaken)
+{
+	setup_held(_metadata, &self->s);
+}
+
+FIXTURE_TEARDOWN_PARENT(overtaken)
+{
+	teardown_held(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(overtaken, a_page_is_unpoisoned_alone_or_not, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long nr = spot(s, variant->other ? 2 : 0);
+	struct writer w;
+
+	poison_free_hugepage(_metadata, s, 0, 3);
+	start_held(_metadata, &w, variant->caller, variant->callee, DEBUGFS_UNPOISON_PFN,
+		   raw_pfn(s, nr));
+	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	end_unpoisoning(_metadata, s, &w, nr);
+	expect_released(_metadata, s);
+}
+
+#define SMALL_PIECES	(192 << 20)
+
+/* Use up what is free in small pieces, so that larger ones are broken up next. */
+static void *take_small_pieces(struct __test_metadata *_metadata)
+{
+	char *p;
+
+	p = mmap(NULL, SMALL_PIECES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		 -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)p);
+	madvise(p, SMALL_PIECES, MADV_NOHUGEPAGE);
+	memset(p, 1, SMALL_PIECES);
+	return p;
+}
+
+/*
+ * Have one free hugepage, and take all memory from where that is.  The last node has
+ * only one zone: others use memory below 4 GiB last.
+ */
+static void use_last_node(struct __test_metadata *_metadata, struct subject *s)
+{
+	int node = MAX_NODES - 2;
+	struct pool pool;
+
+	leave_available(_metadata, s, 0);
+	while (node && node_get(node, s->size, "nr") < 0)
+		node--;
+	pool = node_read(node, s->size);
+	ASSERT_TRUE(node_set(node, s->size, pool.nr - pool.surplus + 1));
+	ASSERT_TRUE(bind_to(node));
+}
+
+/* Write @nr pages of a file, or until its file system uses the private word of page @pfn. */
+static bool write_until_used(int fd, unsigned long pfn, unsigned int nr)
+{
+	uint64_t flags = 0;
+	char page[4096];
+
+	memset(page, 'x', sizeof(page));
+	for (; nr && !(flags & KPF_PRIVATE); nr--)
+		if (write(fd, page, sizeof(page)) != sizeof(page) ||
+		    !read_kpageflags(pfn, 1, &flags))
+			return false;
+	return flags & KPF_PRIVATE;
+}
+
+/* The private word that led to the record of what is lost has another use by now. */
+TEST_F_TIMEOUT(overtaken, another_use_of_a_page_is_left_alone, SLOW)
+{
+	const unsigned long pages[] = { 0, RECORD - 1 };
+	struct subject *s = &self->s;
+	unsigned long nr = pages[variant->other];
+	struct writer w;
+	void *taken;
+	int fd;
+
+	use_last_node(_metadata, s);
+	poison_free_pages(_metadata, s, pages, ARRAY_SIZE(pages));
+	taken = take_small_pieces(_metadata);
+	fd = open("hugetlb-mfr", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	ASSERT_LE(0, fd);
+	unlink("hugetlb-mfr");
+	start_held(_metadata, &w, variant->caller, variant->callee, DEBUGFS_UNPOISON_PFN,
+		   raw_pfn(s, nr));
+	/* The page must not go to a copy on write after fork(). */
+	EXPECT_FALSE(write_until_used(fd, s->head[0] + RECORD, 1));
+	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
+	ASSERT_TRUE(write_until_used(fd, s->head[0] + RECORD, 10000));
+	end_unpoisoning(_metadata, s, &w, nr);
+	close(fd);
+	munmap(taken, SMALL_PIECES);
+	/* Pages of the file wait in batches to get on a list: to move one empties these. */
+	move_page((char *)s->flags, 0);
+	expect_released(_metadata, s);
+}
+
+/* Free hugepages that are demoted as soon as they are no longer marked */
+
+FIXTURE(demoted_early)
+{
+	struct subject s;
+	struct pool small;
+};
+
+FIXTURE_SETUP(demoted_early)
+{
+	if (mce_at < 0)
+		SKIP(return, "needs a virtual machine with mce-at");
+	/* Stock unmarks it when all else is done. */
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	setup_demotion(_metadata, &self->s, &by_pfn, &self->small);
+}
+
+FIXTURE_TEARDOWN_PARENT(demoted_early)
+{
+	teardown_held(_metadata, &self->s);
+}
+
+TEST_F_TIMEOUT(demoted_early, while_unpoisoning_counts, SLOW)
+{
+	struct subject *s = &self->s;
+	struct writer w, demoter;
+
+	poison_free_hugepage(_metadata, s, 0, 3);
+	start_demoter(_metadata, &demoter, 1);
+	start_held(_metadata, &w, "unpoison_memory", "memblk_nr_poison_sub",
+		   DEBUGFS_UNPOISON_PFN, s->head[0]);
+	/* It can't come to its end before each CPU has been out of the kernel. */
+	let_write(_metadata, &demoter, SZ_1G, s->before.nr - 1);
+	EXPECT_TRUE(end_held(_metadata, &w));
+	wait_for_child(_metadata, demoter.pid);
+	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
+	s->nr_lost = 0;
+	memset(s->lost, 0, s->nr_raw);
+	expect_corrupted(_metadata, s);
+	expect_change(_metadata, s, -1, -1, 0, 0);
+	pool_set(SZ_2M, "nr_hugepages", self->small.nr);
+	expect_small(_metadata, &self->small, 0);
+	expect_rest_is_free(_metadata, s, 0);
+}
+
+/*
+ * Demote the only free hugepage, and let a child lose page @nr of it in the middle.
+ * Returns the child if its CPU is held before the handler marks the page, which it has
+ * seen in no hugepage, until that is part of a smaller one; else 0.
+ */
+static pid_t hold_handler_between_sizes(struct __test_metadata *_metadata,
+					struct subject *s, unsigned long nr,
+					struct writer *demoter)
+{
+	int cpu = nth_cpu(2), ready[2];
+	unsigned int tries;
+	uint64_t flags;
+	pid_t pid;
+	char c;
+
+	find_free_hugepage(_metadata, s);
+	note_lost(_metadata, s, nr);
+	start_demoter(_metadata, demoter, 1);
+	ASSERT_EQ(0, pipe(ready));
+	pid = fork_helper();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		move_to_cpu(cpu);
+		for (tries = 0; tries < 1000000; tries++) {
+			if (read_kpageflags(raw_pfn(s, nr), 1, &flags) &&
+			    !(flags & KPF_HUGE))
+				_exit(inject(s, nr) ? KSFT_FAIL : KSFT_PASS);
+			if (tries == 10 && write(ready[1], "", 1) != 1)
+				break;
+		}
+		_exit(KSFT_FAIL);
+	}
+	close(ready[1]);
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	close(ready[0]);
+	/* It takes the lock to look for a hugepage, and then, elsewhere, to mark the page. */
+	ASSERT_TRUE(hold_at_call("__memory_failure", "_raw_spin_lock_irq", true) ||
+		    hold_at_call("memory_failure", "_raw_spin_lock_irq", true));
+	ASSERT_EQ(1, write(demoter->line, "", 1));
+	for (tries = 0; tries < 100 && !is_held(); tries++)
+		usleep(5000);
+	/* The demoter may wait for all CPUs before it comes to its end. */
+	for (tries = 0; tries < 500 && is_held(); tries++) {
+		ASSERT_TRUE(read_kpageflags(raw_pfn(s, nr), 1, &flags));
+		if (flags & KPF_HUGE)
+			return pid;
+		usleep(5000);
+	}
+	let_go_on();
+	waitpid(pid, NULL, 0);
+	wait_for_child(_metadata, demoter->pid);
+	return 0;
+}
+
+TEST_F_TIMEOUT(demoted_early, while_an_error_is_handled, SLOW)
+{
+	struct subject *s = &self->s;
+	/* In the last one of the smaller hugepages, but not its first page */
+	const unsigned long nr = s->nr_raw - 1;
+	struct writer handler = {}, demoter;
+	unsigned int tries;
+	bool taken;
+
+	for (tries = 0; tries < 50; tries++) {
+		handler.pid = hold_handler_between_sizes(_metadata, s, nr, &demoter);
+		if (handler.pid)
+			break;
+		take_back_demotion(_metadata, s, nr, self->small.nr);
+	}
+	ASSERT_GT(50, tries);
+	/*
+	 * It finds a smaller hugepage now.  If the pool has that already, it takes it out,
+	 * else it only records the lost page.
+	 */
+	taken = end_held(_metadata, &handler);
+	wait_for_child(_metadata, demoter.pid);
+	expect_small(_metadata, &self->small, SZ_1G / SZ_2M - taken);
+	ASSERT_TRUE(pool_set(SZ_2M, "nr_hugepages", self->small.nr));
+	expect_small(_metadata, &self->small, 0);
+	expect_released(_metadata, s);
+}
+
+/*
  * A hugepage whose only lost page is one of the first few: their struct pages hold what
  * is known of the hugepage as a whole.
  */
@@ -2699,6 +3071,13 @@ FIXTURE_VARIANT_ADD(gigantic, cma_corrupt_pfn)
 {
 	.injector = &by_pfn,
 	.origin = CMA,
+};
+
+FIXTURE_VARIANT_ADD(gigantic, cma_optimized)
+{
+	.injector = &by_madvise,
+	.origin = CMA,
+	.hvo = true,
 };
 
 /* These can be had once: they don't come back as what they were. */
@@ -3915,6 +4294,7 @@ TEST_F_TIMEOUT(retried_cma, cma_gives_the_healthy_part_to_others, SLOW)
 int main(int argc, char **argv)
 {
 	open_ledger();
+	open_mce_at();
 	save_taken();
 	atexit(clean_up_taken);
 	return test_harness_run(argc, argv);

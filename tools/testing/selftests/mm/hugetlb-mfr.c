@@ -2044,26 +2044,6 @@ FIXTURE_TEARDOWN_PARENT(two_victims)
 	teardown_subject(_metadata, &self->s);
 }
 
-struct heard_by {
-	struct mce_victim *victim;
-	int nr;
-	int code;
-	int lsb;
-	uintptr_t addr;
-};
-
-static void *suffer(void *arg)
-{
-	struct heard_by *by = arg;
-
-	mce_suffer(MCE_LOAD, by->victim);
-	by->nr = heard.nr;
-	by->code = heard.code;
-	by->lsb = heard.lsb;
-	by->addr = heard.addr;
-	return NULL;
-}
-
 /* Two threads consume two pages, or one, and each hears of its own. */
 static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
 			 unsigned long nr0, unsigned long nr1)

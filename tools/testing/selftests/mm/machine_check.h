@@ -49,12 +49,15 @@
 #define MCG_STATUS_BACKGROUND	0xdULL
 /* ADDR is a physical address, and good for 4 KiB */
 #define MCI_MISC_PHYSICAL_4K	0x8cULL
+/* The same for 1 << @lsb bytes */
+#define MCI_MISC_PHYSICAL(lsb)	(0x80ULL | (lsb))
+#define MCI_STATUS_MISCV	0x800000000000000ULL
 /* VAL, UC, EN, MISCV, ADDRV, S, AR: a data load or a fetch has consumed it */
 #define MCI_STATUS_DATA_LOAD	0xbd80000000000134ULL
 #define MCI_STATUS_FETCH	0xbd80000000000150ULL
 /* The data was marked as poisoned, as AMD says it */
 #define MCI_STATUS_AMD_POISON	0x80000000000ULL
-/* VAL, UC, EN, ADDRV, S: the memory controller's patrol has found it */
+/* VAL, UC, EN, MISCV, ADDRV, S: the memory controller's patrol has found it */
 #define MCI_STATUS_SCRUB	0xbd000000000000c0ULL
 
 /* How a page is consumed, and who is told. */
@@ -68,6 +71,8 @@ enum mce_kind {
 struct mce_victim {
 	char *addr;
 	unsigned long pfn;
+	unsigned int offset;		/* of the damage in the page, */
+	unsigned long long misc;	/* and how much; 0: the whole page */
 	int cpu;
 	int error;
 	atomic_bool ready;		/* it has begun to */
@@ -151,13 +156,19 @@ static inline bool mce_on_amd(void)
 	return amd;
 }
 
-/* The memory controller finds a lost page that nobody has consumed. */
-static inline void mce_scrub(int monitor, unsigned long pfn)
+/* The memory controller finds damage that nobody has consumed. */
+static inline void mce_scrub_as(int monitor, unsigned long long status,
+				unsigned long long addr, unsigned long long misc)
 {
 	mce_hear_monitor(monitor);
-	dprintf(monitor, "mce 0 9 %#llx %#llx %#llx %#llx\n", MCI_STATUS_SCRUB,
-		MCG_STATUS_BACKGROUND, (unsigned long long)pfn * getpagesize(),
-		MCI_MISC_PHYSICAL_4K);
+	dprintf(monitor, "mce 0 9 %#llx %#llx %#llx %#llx\n", status,
+		MCG_STATUS_BACKGROUND, addr, misc);
+}
+
+static inline void mce_scrub(int monitor, unsigned long pfn)
+{
+	mce_scrub_as(monitor, MCI_STATUS_SCRUB, (unsigned long long)pfn * getpagesize(),
+		     MCI_MISC_PHYSICAL_4K);
 }
 
 /* How many interrupts @cpu has had. */
@@ -193,7 +204,7 @@ static inline void mce_shoot(int monitor, enum mce_kind kind,
 	char command[256];
 	int i, try, len = 0;
 
-	/* Else what the first does about it reaches the second before its shot. */
+	/* Otherwise the first interrupts the second before its shot. */
 	if (nr > 1)
 		len += sprintf(command, "stop\n");
 	if (kind == MCE_FETCH)
@@ -205,8 +216,9 @@ static inline void mce_shoot(int monitor, enum mce_kind kind,
 				"mce %s%d 9 %#llx %#llx %#llx %#llx\n",
 				kind == MCE_BROADCAST ? "-b " : "", victim[i].cpu, status,
 				kind == MCE_BROADCAST ? MCG_STATUS_BROADCAST : MCG_STATUS_LOCAL,
-				(unsigned long long)victim[i].pfn * getpagesize(),
-				MCI_MISC_PHYSICAL_4K);
+				(unsigned long long)victim[i].pfn * getpagesize() +
+				victim[i].offset,
+				victim[i].misc ?: MCI_MISC_PHYSICAL_4K);
 
 	if (nr > 1)
 		len += snprintf(command + len, sizeof(command) - len, "cont\n");
@@ -297,21 +309,29 @@ static inline void *mce_shoot_one(void *arg)
 	return NULL;
 }
 
-/* The caller consumes a lost page. Returns 0, or the victim's error. */
-static inline int mce_consume(int monitor, enum mce_kind kind, char *addr,
-			      unsigned long pfn, int cpu)
+/* The caller is the victim. Returns 0, or the victim's error. */
+static inline int mce_consume_as(int monitor, enum mce_kind kind,
+				 struct mce_victim *victim)
 {
-	struct mce_victim victim = { .addr = addr, .pfn = pfn, .cpu = cpu };
-	struct mce_shot shot = { monitor, kind, &victim };
+	struct mce_shot shot = { monitor, kind, victim };
 	pthread_t thread;
 	int ret;
 
 	ret = pthread_create(&thread, NULL, mce_shoot_one, &shot);
 	if (ret)
 		return -ret;
-	mce_suffer(kind, &victim);
+	mce_suffer(kind, victim);
 	pthread_join(thread, NULL);
-	return victim.error;
+	return victim->error;
+}
+
+/* The caller consumes a lost page. */
+static inline int mce_consume(int monitor, enum mce_kind kind, char *addr,
+			      unsigned long pfn, int cpu)
+{
+	struct mce_victim victim = { .addr = addr, .pfn = pfn, .cpu = cpu };
+
+	return mce_consume_as(monitor, kind, &victim);
 }
 
 #endif /* _SELFTESTS_MM_MACHINE_CHECK_H */

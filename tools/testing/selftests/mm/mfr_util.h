@@ -16,6 +16,7 @@
 #include "../kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <assert.h>
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -67,6 +68,7 @@
 #define KPF_SWAPBACKED		BIT_ULL(14)
 #define KPF_HUGE		BIT_ULL(17)
 #define KPF_PGTABLE		BIT_ULL(26)
+#define KPF_PRIVATE		BIT_ULL(35)
 
 /* A page that shows one of these was free and has found a user since. */
 #define KPF_IN_USE		(KPF_LRU | KPF_SLAB | KPF_MMAP | KPF_ANON | \
@@ -75,6 +77,8 @@
 #define SYSFS_HUGEPAGES		"/sys/kernel/mm/hugepages"
 #define DEBUGFS_HWPOISON	"/sys/kernel/debug/hwpoison"
 #define DEBUGFS_CORRUPT_PFN	DEBUGFS_HWPOISON "/corrupt-pfn"
+#define DEBUGFS_CORRUPT_ADDR	DEBUGFS_HWPOISON "/corrupt-addr"
+#define DEBUGFS_CORRUPT_LSB	DEBUGFS_HWPOISON "/corrupt-lsb"
 #define DEBUGFS_UNPOISON_PFN	DEBUGFS_HWPOISON "/unpoison-pfn"
 #define DEBUGFS_FILTER		DEBUGFS_HWPOISON "/corrupt-filter-"
 #define DEBUGFS_FILTER_ENABLE	DEBUGFS_FILTER "enable"
@@ -293,6 +297,27 @@ static inline int consume(enum mce_kind kind, char *addr, unsigned long pfn)
 
 	ledger->for_ever = true;
 	return mce_consume(ledger->monitor, kind, addr, pfn, cpu[0]);
+}
+
+/* A victim in a thread of its own, and what it has heard */
+struct heard_by {
+	struct mce_victim *victim;
+	int nr;
+	int code;
+	int lsb;
+	uintptr_t addr;
+};
+
+static inline void *suffer(void *arg)
+{
+	struct heard_by *by = arg;
+
+	mce_suffer(MCE_LOAD, by->victim);
+	by->nr = heard.nr;
+	by->code = heard.code;
+	by->lsb = heard.lsb;
+	by->addr = heard.addr;
+	return NULL;
 }
 
 static inline int inject_mce(char *addr, unsigned long pfn)
@@ -1795,6 +1820,113 @@ static inline int mirror(int fd, unsigned long request, const char *addr, void *
 	if (faults)
 		*faults = cmd.faults;
 	return ret;
+}
+
+/*
+ * CPUs of a virtual machine that are stopped at exact instructions: HUGETLB_MFR_AT leads
+ * to mce-at, outside of it.
+ */
+
+/* The line to mce-at, or -1. */
+static int mce_at = -1;
+
+static inline long ask_mce_at(const char *question)
+{
+	struct pollfd pfd = { .fd = mce_at, .events = POLLIN };
+	char answer[64];
+	ssize_t len;
+
+	/* A test that was killed has not read its answer. */
+	while (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLIN) &&
+	       read(mce_at, answer, sizeof(answer)) > 0)
+		;
+	if (write(mce_at, question, strlen(question)) != (ssize_t)strlen(question))
+		return -1;
+	len = read(mce_at, answer, sizeof(answer) - 1);
+	if (len <= 0)
+		return -1;
+	answer[len] = '\0';
+	return !strcmp(answer, "ok\n") ? 0 : isdigit(*answer) ? atol(answer) : -1;
+}
+
+static inline void open_mce_at(void)
+{
+	const char *path = getenv("HUGETLB_MFR_AT");
+
+	if (path)
+		mce_at = open(path, O_RDWR | O_CLOEXEC);
+	/* A test that has died left it as it was. */
+	if (mce_at >= 0 && ask_mce_at("clear\n") < 0)
+		mce_at = -1;
+}
+
+/* Where x86-64 has the struct pages, unless it is told to choose that at random. */
+#define STRUCT_PAGES		0xffffea0000000000UL
+#define STRUCT_PAGE_SIZE	64
+#define STRUCT_PAGE_COMPOUND	8
+
+/* Where in the kernel the function @name is, and how much code. */
+static inline bool find_function(const char *name, unsigned long *start, size_t *len)
+{
+	FILE *f = fopen("/proc/kallsyms", "r");
+	size_t name_len = strlen(name);
+	unsigned long addr;
+	char line[256], *p;
+
+	*start = 0;
+	*len = 0;
+	while (f && !*len && fgets(line, sizeof(line), f)) {
+		addr = strtoul(line, &p, 16);
+		if (*start && addr != *start)
+			*len = addr - *start;
+		else if (!strncmp(p + 3, name, name_len) && isspace(p[3 + name_len]))
+			*start = addr;
+	}
+	if (f)
+		fclose(f);
+	return *len;
+}
+
+/*
+ * Have the first CPU held that is about to call @callee in @caller; if @other, at
+ * another place than where that is called first.
+ */
+static inline bool hold_at_call(const char *caller, const char *callee, bool other)
+{
+	unsigned long from, to;
+	size_t len, unused;
+	char question[80];
+
+	if (!find_function(callee, &to, &unused) || !find_function(caller, &from, &len))
+		return false;
+	snprintf(question, sizeof(question), "hold %lx %zx %lx %x\n", from, len, to, other);
+	return !ask_mce_at(question);
+}
+
+static inline bool hold_call(const char *caller, const char *callee)
+{
+	return hold_at_call(caller, callee, false);
+}
+
+/* Have the first CPU held that has looked up which folio page @pfn is part of. */
+static inline bool hold_lookup(unsigned long pfn)
+{
+	char question[80];
+
+	snprintf(question, sizeof(question), "watch %lx\n",
+		 STRUCT_PAGES + pfn * STRUCT_PAGE_SIZE + STRUCT_PAGE_COMPOUND);
+	return !ask_mce_at(question);
+}
+
+static inline bool is_held(void)
+{
+	return !ask_mce_at("held\n");
+}
+
+/* Let it go on.  Was it there until now? */
+static inline bool let_go_on(void)
+{
+	return !ask_mce_at("release\n");
 }
 
 /* For tests that could not: give back what they have taken. */

@@ -26,6 +26,8 @@
 #define SLOW			600
 
 #define CORRUPT_PFN		"/sys/kernel/debug/hwpoison/corrupt-pfn"
+#define CORRUPT_ADDR		"/sys/kernel/debug/hwpoison/corrupt-addr"
+#define CORRUPT_LSB		"/sys/kernel/debug/hwpoison/corrupt-lsb"
 #define UNPOISON_PFN		"/sys/kernel/debug/hwpoison/unpoison-pfn"
 
 #define MAX_HUGE		4
@@ -167,6 +169,26 @@ static inline void lose_page(struct subject *s, u64 page)
 	TEST_ASSERT(mce_cpus(cpu), "no CPUs without ticks");
 	error = mce_consume(s->monitor, MCE_LOAD, s->mem + page * psize(), pfn, cpu[0]);
 	TEST_ASSERT(!error, "The machine check did not come: %s", strerror(-error));
+}
+
+/* Lose a page of which only 1 << @lsb bytes around @offset are damaged. */
+static inline void lose_part(struct subject *s, u64 page, u64 offset, int lsb)
+{
+	bool ok;
+
+	s->lost[s->nr_lost++] = page;
+	TEST_ASSERT(write_number(CORRUPT_LSB, lsb), CORRUPT_LSB);
+	ok = write_number(CORRUPT_ADDR, pfn_of(s, page) * psize() + offset);
+	write_number(CORRUPT_LSB, pshift());
+	TEST_ASSERT(ok, CORRUPT_ADDR);
+}
+
+/* The same in a page that is lost already, which isn't a success to the injector. */
+static inline void lose_more(struct subject *s, u64 page, u64 offset, int lsb)
+{
+	TEST_ASSERT(write_number(CORRUPT_LSB, lsb), CORRUPT_LSB);
+	write_number(CORRUPT_ADDR, pfn_of(s, page) * psize() + offset);
+	write_number(CORRUPT_LSB, pshift());
 }
 
 /* The pool gets the hugepages of the test. */

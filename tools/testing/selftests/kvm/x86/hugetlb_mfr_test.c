@@ -54,6 +54,12 @@
  *   that of the vCPU, and leaves the rest to it.
  * - KVM_X86_SET_MCE while the guest is still busy with the previous machine check
  *   shuts the guest down, as hardware would.
+ *
+ * The rest of a lost page
+ *
+ * /proc/self/fdinfo says which of its bytes are damaged.  The guest is told by the LSB in
+ * MISC.  Before the VMM gives the page up, to have the hugepage healed, it saves the
+ * others, by loads that don't touch the damaged ones, and writes them back afterwards.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -68,6 +74,8 @@
 #define MEM_BASE		(4UL << 30)
 #define MAX_PAGES		(SZ_1G / PAGE_SIZE)
 #define WORDS			(PAGE_SIZE / sizeof(u64))
+#define LINE_LSB		6
+#define LINE_SIZE		64UL
 
 /* The pages there that are the guest's stack. */
 #define STACK_FIRST		8
@@ -94,6 +102,7 @@ enum what {
 	FILL,		/* all memory with words that differ */
 	USE,		/* the page @first */
 	CHECK,		/* @nr pages from @first on, without those known as lost */
+	COMPARE,	/* the words of the page @first, though it is known as lost */
 	WORK,		/* without any memory, until the machine check after @first */
 };
 
@@ -106,6 +115,8 @@ static struct {
 /* The notes of its machine check handler. */
 static u64 guest_lost[MAX_PAGES / 64];
 static u64 guest_nr_mce;
+static u64 guest_damage;	/* offset in the page, of the last one, */
+static u64 guest_damage_len;	/* and how much is damaged there */
 
 /* Where it goes on if what it is reading is lost. */
 static u64 guest_resume;
@@ -118,8 +129,11 @@ static bool has_lost(u64 page)
 static void guest_mc_handler(struct ex_regs *regs)
 {
 	u64 status = rdmsr(MSR_IA32_MCx_STATUS(GUEST_BANK));
-	u64 page = (rdmsr(MSR_IA32_MCx_ADDR(GUEST_BANK)) - MEM_BASE) / PAGE_SIZE;
+	u64 addr = rdmsr(MSR_IA32_MCx_ADDR(GUEST_BANK));
+	u64 page = (addr - MEM_BASE) / PAGE_SIZE;
 
+	guest_damage = addr % PAGE_SIZE;
+	guest_damage_len = 1ULL << (rdmsr(MSR_IA32_MCx_MISC(GUEST_BANK)) & 0x3f);
 	GUEST_ASSERT(page < MAX_PAGES);
 	guest_lost[page / 64] |= 1ULL << page % 64;
 	WRITE_ONCE(guest_nr_mce, guest_nr_mce + 1);
@@ -207,6 +221,15 @@ static u64 guest_check(void)
 	return nr_good;
 }
 
+static u64 guest_compare(void)
+{
+	u64 *word = guest_page(order.first), i, nr_good = 0;
+
+	for (i = 0; i < WORDS; i++)
+		nr_good += word[i] == (pattern(order.first) ^ i);
+	return nr_good;
+}
+
 static void guest_work(void)
 {
 	while (READ_ONCE(guest_nr_mce) == order.first)
@@ -229,6 +252,9 @@ static void guest_code(void)
 			break;
 		case CHECK:
 			result = guest_check();
+			break;
+		case COMPARE:
+			result = guest_compare();
 			break;
 		case WORK:
 			guest_work();
@@ -321,6 +347,27 @@ static void on_kick(int sig)
 {
 }
 
+/* A bit for each 64 bytes of a page that are damaged, or may be. */
+static u64 damage_of(struct subject *s, u64 page)
+{
+	u64 damage = 0, start, len, i;
+	char path[64], line[128];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
+	f = fopen(path, "r");
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "mf-damaged: %lx %lx", &start, &len) != 2)
+			continue;
+		for (i = 0; i < 64; i++)
+			if (page * PAGE_SIZE + i * LINE_SIZE - start < len)
+				damage |= 1ULL << i;
+	}
+	if (f)
+		fclose(f);
+	return damage ?: -1ULL;
+}
+
 /*
  * Tell the guest that it has lost a page.  This is for the thread that runs the vCPU.
  *
@@ -328,17 +375,22 @@ static void on_kick(int sig)
  * given MCG_LMCE_P and get MCG_STATUS_LMCES with it.  Others expect to hear of it on
  * all vCPUs.
  */
-static void hand_over(struct kvm_vcpu *vcpu, u64 page, u64 mcg_status, u64 status)
+static void hand_over(struct vmm *vmm, u64 page, u64 mcg_status, u64 status)
 {
+	u64 damage = damage_of(&vmm->s, page);
+	int first = __builtin_ctzll(damage), last = 63 - __builtin_clzll(damage), lsb = 0;
 	struct kvm_x86_mce mce = {
 		.bank = GUEST_BANK,
 		.status = status | (host_cpu_is_amd_compatible ? MCI_STATUS_AMD_POISON : 0),
 		.mcg_status = mcg_status,
-		.addr = MEM_BASE + page * PAGE_SIZE,
-		.misc = MCI_MISC_PHYSICAL_4K,
+		.addr = MEM_BASE + page * PAGE_SIZE + first * LINE_SIZE,
 	};
 
-	vcpu_ioctl(vcpu, KVM_X86_SET_MCE, &mce);
+	/* The smallest aligned block around it */
+	while (first >> lsb != last >> lsb)
+		lsb++;
+	mce.misc = MCI_MISC_PHYSICAL(LINE_LSB + lsb);
+	vcpu_ioctl(vmm->vcpu, KVM_X86_SET_MCE, &mce);
 }
 
 /* Tell the guest of the losses it has yet to hear of, one at a time. */
@@ -351,10 +403,10 @@ static void hand_over_all(struct vmm *vmm)
 
 	if (required.pending) {
 		required.pending = false;
-		hand_over(vcpu, required.page, GUEST_MCG_LOAD, MCI_STATUS_DATA_LOAD);
+		hand_over(vmm, required.page, GUEST_MCG_LOAD, MCI_STATUS_DATA_LOAD);
 	} else if (vmm->told != NONE &&
 		   !(vcpu_get_msr(vcpu, MSR_IA32_MCG_STATUS) & GUEST_MCG_MCIP)) {
-		hand_over(vcpu, atomic_exchange(&vmm->told, NONE),
+		hand_over(vmm, atomic_exchange(&vmm->told, NONE),
 			  GUEST_MCG_SCRUB, MCI_STATUS_SCRUB);
 	}
 }
@@ -626,6 +678,92 @@ TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
 	hit.nr = 0;
 	expect_healthy(_metadata, vmm);
 	EXPECT_EQ(0, hit.nr);
+}
+
+/* A guest that gets a page back, and with it what was not damaged. */
+FIXTURE(healed_guest) {
+	struct vmm vmm;
+};
+
+FIXTURE_VARIANT(healed_guest) {
+	u64 hugepage;
+};
+
+FIXTURE_VARIANT_ADD(healed_guest, corrupt_addr_2m) {
+	.hugepage = SZ_2M,
+};
+
+FIXTURE_SETUP(healed_guest)
+{
+	setup(_metadata, &self->vmm, variant->hugepage, 1, false);
+}
+
+FIXTURE_TEARDOWN_PARENT(healed_guest)
+{
+	teardown_subject(_metadata, &self->vmm.s);
+}
+
+#define FIRST_LINE	0x29
+#define SECOND_LINE	0x2e
+#define WORDS_OF_LINE	(LINE_SIZE / sizeof(u64))
+
+static void lose_line(struct subject *s, u64 page)
+{
+	lose_part(s, page, FIRST_LINE * LINE_SIZE, LINE_LSB);
+}
+
+/* All words of a page but those of damaged lines, each by one load or store. */
+static void copy_healthy(u64 *to, const u64 *from, u64 damage)
+{
+	u64 i;
+
+	for (i = 0; i < WORDS; i++)
+		if (!(damage >> i / WORDS_OF_LINE & 1))
+			WRITE_ONCE(to[i], READ_ONCE(from[i]));
+}
+
+static void expect_told(struct __test_metadata *_metadata, struct vmm *vmm, u64 damage,
+			u64 len)
+{
+	sync_global_from_guest(vmm->vm, guest_damage);
+	sync_global_from_guest(vmm->vm, guest_damage_len);
+	EXPECT_EQ(damage, guest_damage / len * len);
+	EXPECT_EQ(len, guest_damage_len);
+}
+
+TEST_F_TIMEOUT(healed_guest, has_all_words_but_those_of_lost_lines, SLOW)
+{
+	const u64 damage = 1ULL << FIRST_LINE | 1ULL << SECOND_LINE;
+	struct vmm *vmm = &self->vmm;
+	struct subject *s = &vmm->s;
+	u64 saved[WORDS], nr_good, *mem;
+	const u64 page = 100;
+
+	start_guest(_metadata, vmm, MFD_MF_KEEP_UE_MAPPED);
+	vmm->happens = lose_line;
+	ASSERT_TRUE(lose(vmm, page));
+	expect_told(_metadata, vmm, FIRST_LINE * LINE_SIZE, LINE_SIZE);
+
+	/* Another line, and then the guest uses the page once more. */
+	lose_more(s, page, SECOND_LINE * LINE_SIZE, LINE_LSB);
+	vmm->happens = nothing;
+	ASSERT_TRUE(lose(vmm, page));
+	expect_told(_metadata, vmm, 0x28 * LINE_SIZE, 8 * LINE_SIZE);
+
+	EXPECT_EQ(damage, damage_of(s, page));
+	mem = (u64 *)(s->mem + page * PAGE_SIZE);
+	copy_healthy(saved, mem, damage_of(s, page));
+	ASSERT_EQ(0, fallocate(s->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+			       page * PAGE_SIZE, PAGE_SIZE));
+	copy_healthy(mem, saved, damage);
+
+	ASSERT_TRUE(let_guest(vmm, COMPARE, page, 1, &nr_good));
+	EXPECT_EQ(WORDS - 2 * WORDS_OF_LINE, nr_good);
+	EXPECT_EQ(0, mem[FIRST_LINE * WORDS_OF_LINE]);
+	EXPECT_EQ(0, mem[SECOND_LINE * WORDS_OF_LINE]);
+	/* And a page next to it is as it was. */
+	ASSERT_TRUE(let_guest(vmm, COMPARE, page + 1, 1, &nr_good));
+	EXPECT_EQ(WORDS, nr_good);
 }
 
 /* A guest without the flag. */
