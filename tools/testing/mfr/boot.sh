@@ -112,7 +112,10 @@ x86)
 		-chardev socket,id=gdb,path=$line/gdb,server=on,wait=off -gdb chardev:gdb
 		-chardev socket,id=at,path=$line/at,server=on,wait=off
 		-device virtserialport,chardev=at"
-		mce_at=$O/mce-at ;;
+		mce_at=$O/mce-at
+		# A CPU may be held for long if the machine below is busy.
+		append="$append sysctl.kernel.watchdog_thresh=60"
+		append="$append rcupdate.rcu_cpu_stall_timeout=150" ;;
 	esac
 	results="-serial file:$run/results" ;;
 esac

@@ -54,8 +54,8 @@
 #define MAX_BAD		64
 #define MAX_CALLS	16
 #define MAX_CODE	(16 << 10)
-/* Not long enough for the kernel to complain. */
-#define HOLD_S		15
+/* Not long enough for the kernel to complain, as boot.sh starts it. */
+#define HOLD_S		90
 
 static struct bad {
 	unsigned long long ip, va, len, pa;
@@ -97,14 +97,23 @@ static struct {
 	ssize_t len, at;
 } said;
 
+static const char *told;	/* what the monitor is doing, or NULL */
+
+/* The end of the machine is ours. */
+static void end(void)
+{
+	if (told)
+		fprintf(stderr, "mce-at: the machine has ended during '%s'\n", told);
+	exit(0);
+}
+
 static char get_char(void)
 {
 	if (said.at == said.len) {
 		said.at = 0;
 		said.len = read(gdb, said.buf, sizeof(said.buf));
-		/* The end of the machine is ours. */
 		if (said.len <= 0)
-			exit(0);
+			end();
 	}
 	return said.buf[said.at++];
 }
@@ -112,7 +121,7 @@ static char get_char(void)
 static void send_all(int fd, const char *text, size_t len)
 {
 	if (write(fd, text, len) != (ssize_t)len)
-		exit(0);
+		end();
 }
 
 static void send_packet(const char *text)
@@ -187,6 +196,7 @@ static void tell_monitor(const char *command)
 	unsigned int byte;
 	const char *p;
 
+	told = command;
 	for (p = command; *p; p++)
 		sprintf(text + strlen(text), "%02x", *p);
 	/* The monitor's words come first. It has some for what ends the machine. */
@@ -197,6 +207,7 @@ static void tell_monitor(const char *command)
 		}
 	if (strcmp(p, "OK"))
 		fprintf(stderr, "mce-at: %s: %s\n", command, p);
+	told = NULL;
 }
 
 /* The registers of the stopped CPU, each as bytes in hexadecimal */
