@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The record of the lost raw pages of a hugetlb folio
+ * Hugetlb folios with lost raw pages
  *
  * An uncorrected memory error hits one raw page of a hugetlb folio. Its struct
  * page can't say so: with the vmemmap optimization most tail struct pages don't
@@ -14,9 +14,10 @@
  *          /     \
  *       [ 0 ]  [ 262143 ]
  *
- * Entries are added one by one, and the tree is detached as a whole. Both happen
- * under hugetlb_lock, within hwp_seq. Lookups take no lock: they walk the tree
- * under RCU, and retry if hwp_seq says that they may have missed something.
+ * Entries are added one by one, and the tree is detached as a whole, both under
+ * hugetlb_lock. raw_hwp_lock nests in it and protects the trees of all folios. It
+ * is a raw lock because kvm_init_hugetlb_mte_tags() looks up lost raw pages with
+ * preemption disabled.
  *
  * When there is no memory for an entry, HPG_raw_hwp_unreliable says that the
  * record is incomplete. From then on each raw page of the folio counts as lost.
@@ -28,21 +29,19 @@
  */
 
 #include <linux/export.h>
-#include <linux/hugetlb_hwpoison.h>
 #include <linux/kmemleak.h>
 #include <linux/rbtree.h>
-#include <linux/rcupdate.h>
-#include <linux/seqlock.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
+
+#include "hugetlb_hwpoison.h"
 
 struct raw_hwp_page {
 	struct rb_node node;
 	unsigned long idx;
-	struct rcu_head rcu;
 };
 
-static seqcount_spinlock_t hwp_seq = SEQCNT_SPINLOCK_ZERO(hwp_seq,
-							  &hugetlb_lock);
+static DEFINE_RAW_SPINLOCK(raw_hwp_lock);
 
 static struct rb_root *raw_hwp_root(struct folio *folio)
 {
@@ -60,7 +59,7 @@ static struct rb_root *raw_hwp_root(struct folio *folio)
  * Doesn't set PG_hwpoison of @folio; that is up to the caller.
  *
  * Context: the caller holds hugetlb_lock, and has seen under it that @folio
- * is a hugetlb folio.
+ * is a hugetlb folio. Takes and releases raw_hwp_lock.
  * Return: 0 if @page was not known as lost before, -EEXIST if it was, -ENOMEM
  * if it could not be recorded. In that case the record is no longer complete
  * and HPG_raw_hwp_unreliable is set.
@@ -93,17 +92,16 @@ int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
 	/* kmemleak doesn't look for references in struct pages of tail pages. */
 	kmemleak_not_leak(new);
 
-	write_seqcount_begin(&hwp_seq);
-	rb_link_node_rcu(&new->node, parent, link);
+	guard(raw_spinlock_irqsave)(&raw_hwp_lock);
+	rb_link_node(&new->node, parent, link);
 	rb_insert_color(&new->node, root);
-	write_seqcount_end(&hwp_seq);
 	return 0;
 }
 
 /* Find the first lost raw page at or after @idx, ULONG_MAX if there is none. */
 static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
 {
-	struct rb_node *node = rcu_dereference_raw(root->rb_node);
+	struct rb_node *node = root->rb_node;
 	unsigned long next = ULONG_MAX;
 
 	while (node) {
@@ -111,10 +109,10 @@ static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
 
 		p = rb_entry(node, struct raw_hwp_page, node);
 		if (p->idx < idx) {
-			node = rcu_dereference_raw(node->rb_right);
+			node = node->rb_right;
 		} else {
 			next = p->idx;
-			node = rcu_dereference_raw(node->rb_left);
+			node = node->rb_left;
 		}
 	}
 	return next;
@@ -125,9 +123,8 @@ static unsigned long raw_hwp_find(const struct rb_root *root, unsigned long idx)
  * @folio: the hugetlb folio
  * @idx: index in @folio to begin at
  *
- * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
- * hugetlb_lock. Takes no locks. The caller holds a reference to @folio, or is
- * freeing it.
+ * Context: any but NMI. Takes and releases raw_hwp_lock. The caller holds a
+ * reference to @folio, or is freeing it.
  * Return: the index of the first lost raw page at or after @idx, the number
  * of pages in @folio if there is none.
  */
@@ -135,19 +132,14 @@ unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx)
 {
 	const unsigned long nr = folio_nr_pages(folio);
 	unsigned long next;
-	unsigned int seq;
 
 	if (!folio_test_hwpoison(folio))
 		return nr;
 	if (folio_test_hugetlb_raw_hwp_unreliable(folio))
 		return idx;
 
-	guard(rcu)();
-	do {
-		seq = read_seqcount_begin(&hwp_seq);
-		next = raw_hwp_find(raw_hwp_root(folio), idx);
-	} while (read_seqcount_retry(&hwp_seq, seq));
-
+	guard(raw_spinlock_irqsave)(&raw_hwp_lock);
+	next = raw_hwp_find(raw_hwp_root(folio), idx);
 	return min(next, nr);
 }
 
@@ -190,7 +182,7 @@ void hugetlb_hwpoison_unmark(struct folio *folio)
  *
  * Doesn't clear PG_hwpoison of @folio; that is up to the caller.
  *
- * Context: the caller holds hugetlb_lock.
+ * Context: the caller holds hugetlb_lock. Takes and releases raw_hwp_lock.
  * Return: the record.
  */
 struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
@@ -199,35 +191,17 @@ struct rb_root hugetlb_hwpoison_detach(struct folio *folio)
 
 	lockdep_assert_held(&hugetlb_lock);
 
-	write_seqcount_begin(&hwp_seq);
+	guard(raw_spinlock_irqsave)(&raw_hwp_lock);
 	record = *root;
-	WRITE_ONCE(root->rb_node, NULL);
-	write_seqcount_end(&hwp_seq);
-
+	*root = RB_ROOT;
 	return record;
-}
-
-/**
- * hugetlb_hwpoison_peek() - find the next lost raw page in a record
- * @record: a record that hugetlb_hwpoison_detach() returned
- * @idx: index in its folio to begin at
- *
- * Context: any. The caller is the only user of @record.
- * Return: the index of the first lost raw page at or after @idx, ULONG_MAX if
- * there is none.
- */
-unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
-				    unsigned long idx)
-{
-	return raw_hwp_find(record, idx);
 }
 
 /**
  * hugetlb_hwpoison_pop() - take the first lost raw page out of a record
  * @record: a record that hugetlb_hwpoison_detach() returned
  *
- * Context: any but NMI. The caller is the only user of @record, except lookups
- * that began before it was detached.
+ * Context: any but NMI. The caller is the only user of @record.
  * Return: the index of the raw page in its folio, ULONG_MAX if @record is empty.
  */
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record)
@@ -242,6 +216,6 @@ unsigned long hugetlb_hwpoison_pop(struct rb_root *record)
 	p = rb_entry(node, struct raw_hwp_page, node);
 	idx = p->idx;
 	rb_erase(node, record);
-	kfree_rcu(p, rcu);
+	kfree(p);
 	return idx;
 }

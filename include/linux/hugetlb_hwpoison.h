@@ -3,40 +3,15 @@
 #define _LINUX_HUGETLB_HWPOISON_H
 
 #include <linux/hugetlb.h>
-#include <linux/rbtree_types.h>
 
 #if defined(CONFIG_HUGETLB_PAGE) && defined(CONFIG_MEMORY_FAILURE)
 
-int hugetlb_hwpoison_add(struct folio *folio, struct page *page);
 unsigned long hugetlb_hwpoison_next(struct folio *folio, unsigned long idx);
-void hugetlb_hwpoison_unmark(struct folio *folio);
-struct rb_root hugetlb_hwpoison_detach(struct folio *folio);
-unsigned long hugetlb_hwpoison_peek(const struct rb_root *record,
-				    unsigned long idx);
-unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
-
-/**
- * hugetlb_hwpoison_any() - test a folio that leaves hugetlb for lost raw pages
- * @folio: the folio, on which hugetlb_hwpoison_unmark() has been called if it
- * had PG_hwpoison
- *
- * Context: any; the caller is freeing @folio.
- * Return: true if some raw pages of @folio are lost.
- */
-static inline bool hugetlb_hwpoison_any(const struct folio *folio)
-{
-	return folio->_hugetlb_hwpoison || folio_test_hwpoison(folio);
-}
 
 bool __hugetlb_hwpoison_range(struct folio *folio, unsigned long idx,
 			      unsigned long nr);
 
 #else
-
-static inline int hugetlb_hwpoison_add(struct folio *folio, struct page *page)
-{
-	return 0;
-}
 
 static inline bool __hugetlb_hwpoison_range(struct folio *folio,
 					    unsigned long idx, unsigned long nr)
@@ -50,15 +25,6 @@ static inline unsigned long hugetlb_hwpoison_next(struct folio *folio,
 	return folio_nr_pages(folio);
 }
 
-static inline void hugetlb_hwpoison_unmark(struct folio *folio)
-{
-}
-
-static inline bool hugetlb_hwpoison_any(const struct folio *folio)
-{
-	return false;
-}
-
 #endif
 
 /**
@@ -67,8 +33,7 @@ static inline bool hugetlb_hwpoison_any(const struct folio *folio)
  * @offset: byte offset in @folio
  * @len: number of bytes wanted, not beyond the end of @folio
  *
- * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
- * hugetlb_lock. Takes no locks.
+ * Context: any but NMI. Takes and releases raw_hwp_lock if @folio has PG_hwpoison.
  * Return: how many of the @len bytes at @offset come before the next lost raw
  * page; zero if @offset is in a lost one.
  */
@@ -96,8 +61,7 @@ static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
  * Callers check pages with this before they use or map them: the folio may have
  * been kept mapped in spite of lost raw pages.
  *
- * Context: any but NMI; not hard interrupts on PREEMPT_RT, where it may wait for
- * hugetlb_lock. Takes no locks.
+ * Context: any but NMI. Takes and releases raw_hwp_lock if @folio has PG_hwpoison.
  * Return: true if @folio is a hugetlb folio and one of the pages is lost.
  */
 static inline bool hugetlb_hwpoison_range(struct folio *folio,

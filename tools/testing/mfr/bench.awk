@@ -57,7 +57,7 @@ function reached(size, what,	i) {	# patched, without and with a guest
 }
 
 # By hand, for which all users stop, and by the call, for which they wait when they use
-# the hugepage. That includes up to 20 000 until the next use, and a little to get there.
+# the hugepage. That includes up to 40 000 until the next use, and a little to get there.
 function healed(size, what,	by_hand) {
 	by_hand = patched[size "_heal_by_hand", 1]
 	compare(what, by_hand, patched[size "_heal", 1], 0.5)
@@ -66,9 +66,11 @@ function healed(size, what,	by_hand) {
 	compare("  of a guest", by_hand, patched["guest_" size "_heal_gap", 1], 0.5)
 }
 
-function zeroed(kept, size, what) {	# patched, by a user and by the call
+# Patched, by a user and by the call. In 1 GiB are 33 ticks, each of which may take a few
+# instructions more.
+function zeroed(kept, size, what) {
 	compare(what ", there but not mapped", patched[kept "memset_file", size],
-		patched[kept "zero_range_file", size], 1)
+		patched[kept "zero_range_file", size], size < 1e9 ? 1 : 1.00001)
 	compare("  a hole", patched[kept "memset_hole", size],
 		patched[kept "zero_range_hole", size], 1)
 }
@@ -179,14 +181,11 @@ END {
 	heading("Instructions of a heal, 1 page lost", "by hand", "the call", "ratio")
 	healed("2M", "2 MiB")
 	healed("1G", "1 GiB")
-	because("the wait of a guest: KVM tries again and again while the hugepage is " \
-		"unmapped, which takes the only CPU from what unmaps it.")
 
 	heading("Instructions of zeroing", "memset()", "the call", "ratio")
 	zeroed("", 2097152, "2 MiB")
 	zeroed("kept_", 2097152, "2 MiB with the flag")
 	zeroed("kept_", 1073741824, "1 GiB with the flag")
-	because("zeroing what is there: each 64 KiB are looked at for errors first.")
 
 	heading("For each lost page", "at first", "at last", "")
 	block = int(patched["kept_guest_fault_2M", 16] / 16)
@@ -195,6 +194,11 @@ END {
 	each("lossy_read_through", 0, 1000, "read all of 1 GiB, 0 and 1000 lost")
 	each("release", 1, 1000, "release, 1 and 1000 lost")
 	each("release", 1, 10000, "release, 1 and 10 000 lost")
+	each("map", 1, 1000, "read the map, 1 and 1000 lost")
+	each("map", 1, 10000, "read the map, 1 and 10 000 lost")
+	nr = 512
+	row("  of " nr " hugepages, for each", 0, patched["2M_map_of_hugepages", nr],
+	    int(patched["2M_map_of_hugepages", nr] / nr))
 	row("record, bytes, 10 000 lost", 0, patched["record_bytes", 10000],
 	    patched["record_bytes", 10000] / 10000, "", 64,
 	    patched["record_bytes", 10000] <= 640000)

@@ -29,18 +29,29 @@ mkdir -p "$logs"
 
 say "checkpatch"
 # CAMELCASE: page flags have such names by convention.
-# FILE_PATH_CHANGES: the MAINTAINERS hunk is in the last patch.
 # UNKNOWN_COMMIT_ID: the source comes without its history.
-ignore=CAMELCASE,FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID
+ignore=CAMELCASE,UNKNOWN_COMMIT_ID
 # BAD_SIGN_OFF: checkpatch of 6.12 wants something else of Assisted-by.
 [ "$BASE" != 6.12 ] || ignore=$ignore,BAD_SIGN_OFF
+# FILE_PATH_CHANGES asks whether new files have maintainers: not if they are where stock's
+# MAINTAINERS has somebody for what lies there.
+git -C "$TREE" show base:MAINTAINERS >"$logs/MAINTAINERS"
+maintained() {
+	for f in $(sed -n '/^--- \/dev\/null$/{n; s,^+++ b/,,p}' "$1"); do
+		(cd "$TREE" && scripts/get_maintainer.pl --mpath="$logs/MAINTAINERS" --no-git \
+			--no-git-fallback --sections -f "$f") |
+			sed '/^THE REST/,$d' | grep -q '^M:' || return 1
+	done
+}
 for p in "$series"/*.patch; do
 	n=${p##*/}
 	case $n in 0000-*) continue ;; esac
+	also=
+	! maintained "$p" || also=,FILE_PATH_CHANGES
 	# spdxcheck wants Debian's python, which has the modules; checkpatch
 	# leaves a cache where it runs.
 	if (cd "$logs" && PATH=/usr/bin:$PATH "$TREE/scripts/checkpatch.pl" --strict --no-signoff \
-		--root="$TREE" --ignore "$ignore" \
+		--root="$TREE" --ignore "$ignore$also" \
 		"$p" >"$logs/$n.checkpatch" 2>&1 </dev/null) &&
 	   grep -q 'total: 0 errors, 0 warnings, 0 checks' "$logs/$n.checkpatch"; then
 		note pass "checkpatch: $n" ""

@@ -22,7 +22,7 @@
 #define MF_EVENT	TRACING "/events/ras/memory_failure_event/enable"
 #define KEPT_EVENT	TRACING "/events/ras/memory_failure_kept_event/enable"
 #define KEPT_TEXT	\
-	"pfn %#lx: huge page kept by dev %u:%u ino %lu offset 0x%lx damaged 0x%lx+0x%lx"
+	"pfn %#lx: kept by dev %u:%u ino %lu offset 0x%lx damaged 0x%lx+0x%lx"
 #define SEALABLE	(MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING)
 #define SZ_1T		(1024UL * SZ_1G)
 #define NOBODY		65534
