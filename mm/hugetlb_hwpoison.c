@@ -2,11 +2,12 @@
 /*
  * Hugetlb folios with lost raw pages
  *
- * An uncorrected memory error hits one raw page of a hugetlb folio. Its struct
- * page can't say so: with the vmemmap optimization most tail struct pages don't
- * exist. Instead PG_hwpoison of the head page says that some raw page is lost,
- * and an rbtree at folio->_hugetlb_hwpoison, ordered by the index in the folio,
- * says which. A folio without lost pages has an empty tree.
+ * An uncorrected memory error poisons one raw page of a hugetlb folio: the page
+ * is lost, the others are healthy. Its struct page can't say so: with the
+ * vmemmap optimization most tail struct pages don't exist. Instead PG_hwpoison
+ * of the head page says that some raw page is lost, and an rbtree at
+ * folio->_hugetlb_hwpoison, ordered by the index in the folio, says which. A
+ * folio without lost raw pages has an empty tree.
  *
  *   folio->_hugetlb_hwpoison
  *            |
@@ -15,9 +16,9 @@
  *       [ 0 ]  [ 262143 ]
  *
  * Entries are added one by one, and the tree is detached as a whole, both under
- * hugetlb_lock. raw_hwp_lock nests in it and protects the trees of all folios. It
- * is a raw lock because kvm_init_hugetlb_mte_tags() looks up lost raw pages with
- * preemption disabled.
+ * hugetlb_lock. raw_hwp_lock nests in it and protects lookups in the trees of
+ * all folios from these changes. It is a raw lock so that lost raw pages can be
+ * looked up with preemption disabled, also on PREEMPT_RT.
  *
  * When there is no memory for an entry, HPG_raw_hwp_unreliable says that the
  * record is incomplete. From then on each raw page of the folio counts as lost.
@@ -167,7 +168,7 @@ void hugetlb_hwpoison_unmark(struct folio *folio)
 {
 	lockdep_assert_held(&hugetlb_lock);
 
-	/* Without a record the flag is that of the first raw page. */
+	/* Without a record the flag is about the first raw page only. */
 	if (!RB_EMPTY_ROOT(raw_hwp_root(folio)) &&
 	    !folio_test_hugetlb_raw_hwp_unreliable(folio))
 		folio_clear_hwpoison(folio);

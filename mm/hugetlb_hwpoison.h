@@ -13,9 +13,8 @@ struct rb_root hugetlb_hwpoison_detach(struct folio *folio);
 unsigned long hugetlb_hwpoison_pop(struct rb_root *record);
 
 /**
- * hugetlb_hwpoison_any() - test a folio that leaves hugetlb for lost raw pages
- * @folio: the folio, on which hugetlb_hwpoison_unmark() has been called if it
- * had PG_hwpoison
+ * hugetlb_hwpoison_any() - check a former hugetlb folio for lost raw pages
+ * @folio: the folio, after hugetlb_hwpoison_unmark() if it had PG_hwpoison
  *
  * Context: any; the caller is freeing @folio.
  * Return: true if some raw pages of @folio are lost.

@@ -58,8 +58,8 @@ static inline size_t hugetlb_hwpoison_healthy(struct folio *folio,
  * @idx: index in @folio of the first page to ask about
  * @nr: number of pages to ask about
  *
- * Callers check pages with this before they use or map them: the folio may have
- * been kept mapped in spite of lost raw pages.
+ * Callers check pages with this before they use or map them: a folio may stay
+ * in use although some of its raw pages are lost.
  *
  * Context: any but NMI. Takes and releases raw_hwp_lock if @folio has PG_hwpoison.
  * Return: true if @folio is a hugetlb folio and one of the pages is lost.

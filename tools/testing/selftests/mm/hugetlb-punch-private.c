@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Punch holes into a hugetlb file while a shared and a private mapping of it fault.
+ * Punch holes into a hugetlb file while threads fault in a shared and a private
+ * mapping of it.
  *
  * The kernel once took the reservation map of the private VMA for a vma lock, which
- * corrupted memory within seconds: so the test is that the machine survives. It needs
- * eight free hugepages of the default size, and makes them if it can.
+ * corrupted memory within seconds, so the test passes if the machine survives. It needs
+ * eight free hugepages of the default size, and allocates them if it can.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -129,7 +130,7 @@ TEST_F_TIMEOUT(punched, under_a_private_mapping_while_both_fault, 4 * SECONDS)
 		pthread_join(thread[i], NULL);
 	TH_LOG("%lu times", nr_punched);
 
-	/* Pages that were faulted in meanwhile go, too. */
+	/* Remove the pages that were faulted in after the last hole. */
 	ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, len), 0);
 	ASSERT_EQ(fstat(self->fd, &st), 0);
 	EXPECT_EQ(st.st_blocks, 0);

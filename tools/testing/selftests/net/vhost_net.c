@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A guest's driver may queue a buffer that vhost-net can't make a packet of. It
- * comes back like one that was sent; those around it are sent; and no time is
- * spent on it afterwards.
+ * A guest's driver may queue a buffer that vhost-net can't make into a packet. Such
+ * a buffer must come back like one that was sent, the buffers around it must be
+ * sent, and the worker must spend no time on it afterwards.
  */
 
 #define _GNU_SOURCE
@@ -33,7 +33,7 @@
 #define PROTOCOL	ETH_P_802_EX1
 #define WAIT_MS		2000
 
-/* A buffer of the guest; without features its header is this one. */
+/* A buffer of the guest, with the header that is used without features. */
 struct packet {
 	struct virtio_net_hdr hdr;
 	struct ethhdr eth;
@@ -207,7 +207,7 @@ static unsigned int nr_used(struct guest *guest)
 	return __atomic_load_n(&guest->ring.used->idx, __ATOMIC_ACQUIRE);
 }
 
-/* Kick, and wait until @nr buffers have come back, or for as long as one waits. */
+/* Kick, and wait until @nr buffers have come back, or nothing happens for WAIT_MS. */
 static bool send_until_used(struct guest *guest, unsigned int nr)
 {
 	struct pollfd pfd = { .fd = guest->call, .events = POLLIN };
@@ -219,7 +219,7 @@ static bool send_until_used(struct guest *guest, unsigned int nr)
 	return nr_used(guest) >= nr;
 }
 
-/* Does a packet with that payload arrive next? */
+/* Return true if the next packet has the given payload. */
 static bool arrives(struct guest *guest, const char *payload)
 {
 	struct pollfd pfd = { .fd = guest->peer, .events = POLLIN };

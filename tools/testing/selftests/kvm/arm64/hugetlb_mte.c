@@ -2,9 +2,9 @@
 /*
  * The tags of a hugepage are initialised before a guest can see them.
  *
- * A process leaves tags in a hugepage, which the next user gets with them: a VMM, whose
- * guest has MTE.  KVM maps a single page of the hugepage, because dirty logging is on, or
- * the VMM writes the tags of one.  It reads the tags as it does to migrate the guest.
+ * A process leaves tags in a hugepage. The next user of the hugepage is a VMM whose guest
+ * has MTE. KVM maps a single page of the hugepage, because dirty logging is on, or the VMM
+ * writes the tags of one page. The VMM then reads all tags, as for a migration.
  */
 #include <asm/hwcap.h>
 #include <fcntl.h>
@@ -75,7 +75,7 @@ static u64 pfn_of(char *mem)
 	return entry & ((1ULL << 55) - 1);
 }
 
-/* Returns where the hugepage is that has the tags. */
+/* Leave tags in a hugepage and return its frame number, 0 if there is none. */
 static u64 leave_tags(void)
 {
 	char *mem = map_hugepage(PROT_MTE);
@@ -120,7 +120,7 @@ static void create_guest(struct __test_metadata *_metadata, FIXTURE_DATA(hugepag
 
 	if (nr_hugepages() != self->nr_hugepages + 1)
 		SKIP(return, "can't get a hugepage of 2 MiB");
-	/* The hugepages of a node are used last in, first out. */
+	/* A node allocates the hugepage that was freed last. */
 	pin_self_to_any_cpu();
 	pfn = leave_tags();
 	ASSERT_NE(0, pfn);
