@@ -16,6 +16,7 @@ V=${V:-}
 STOCK=${STOCK:-}
 SET=${SET:-}
 MACHINES=${MACHINES:-}
+PREFIX=${PREFIX:-}
 JOBS=$(nproc)
 # The kernel's make must not see ours.
 unset MAKEFLAGS MFLAGS MAKELEVEL

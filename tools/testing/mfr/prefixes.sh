@@ -2,16 +2,20 @@
 # SPDX-License-Identifier: GPL-2.0
 # make prefixes: compile what the series touches after each of its patches, in the
 # configuration of make kernel. Each must do without those that come after it: no error,
-# and no warning that stock doesn't have.
+# and no warning that stock doesn't have. At the end of each set of patches boot that
+# kernel, and run the tests that are in the tree by then: those of the series must pass,
+# and others may fail only if they fail on stock.
 # shellcheck disable=SC2086
 
 . "${0%/*}/lib.sh"
+need_x86 "make prefixes boots the kernels of x86 only"
 
 "$MFR/packages.sh"
 "$MFR/tree.sh"
 config=$(kernel_dir patched)/config
 [ -f "$config" ] || die "there is no $config; 'make kernel BASE=$BASE' makes it"
 . "$MFR/objects.sh"
+. "$MFR/tests"
 # Other architectures don't compile here.
 c_files=$(for c in $c_files; do
 	case $c in arch/$SRCARCH/*|[!a]*|a[!r]*) echo "$c" ;; esac
@@ -19,8 +23,18 @@ done)
 logs=$O/runs/prefixes-$BASE
 cases=$logs/cases
 obj=$O/$BASE/prefixes
+rm -rf "$logs"
 mkdir -p "$logs" "$obj"
 cp "$config" "$obj/.config"
+
+# A build directory for initramfs.sh and boot.sh, with the tree as it is after a patch
+at=$O/$BASE/at-prefix
+rm -rf "$at"
+mkdir -p "$at/$BASE"
+ln -s "$BOTH" "$at/$BASE/linux"
+ln -s "$obj" "$at/$BASE/obj"
+ln -s "$SOURCE" "$at/$BASE-source"
+ln -s "$logs" "$at/runs"
 
 # compile REF LOG: what of it has changed since the last time
 compile() {
@@ -33,27 +47,77 @@ compile() {
 	"$@" -k $objects >>"$log" 2>&1
 }
 
+# run NAME: boot the kernel after that patch, and leave in $logs/NAME.cases what the
+# tests say that the tree has by then
+run() {
+	make -C "$BOTH" O="$obj" W=1 -j"$JOBS" $image headers >"$logs/$1.kernel" 2>&1 &&
+	cp "$obj/arch/$SRCARCH/boot/$image" "$obj/.config" "$at/$BASE/" &&
+	mv "$at/$BASE/.config" "$at/$BASE/config" &&
+	O=$at PREFIX=1 "$MFR/initramfs.sh" >"$logs/$1.tests" 2>&1 || return 1
+	commands=$neighbours
+	[ ! -f "$at/$BASE/root/tests/hugetlb-mfr" ] || commands="$simulated
+$commands"
+	for p in hugetlb-punch-private hugetlb-zero-range $net_programs; do
+		[ ! -f "$at/$BASE/root/tests/$p" ] || commands="$p
+$commands"
+	done
+	O=$at "$MFR/boot.sh" patched "at-$1" 1500 "$(echo "$commands" | tr '\n' ';')" \
+		2>"$logs/$1.boot" || return 1
+	awk -f "$MFR/results.awk" "$logs/at-$1-$BASE-patched/results" >"$logs/$1.cases"
+}
+
+# new_failures NAME: tests that fail after that patch, but not on stock
+new_failures() {
+	awk -F '\t' '
+		FILENAME == ARGV[1] { if ($1 == "fail") known[$2 FS $3] = 1; next }
+		$1 == "fail" && !($2 FS $3 in known)
+		$1 == "skip" && $2 ~ /^hugetlb-(mfr|punch-private|zero-range)/' \
+		"$logs/0000.cases" "$logs/$1.cases"
+}
+
 tree=$(git -C "$TREE" rev-parse HEAD)
 total=$(git -C "$TREE" rev-list --count "base..$tree")
 switch_to stock
 : >"$cases"
-say "the files that the series touches, stock"
+say "the files that the series touches, and the tests, stock"
 compile base "$logs/0000" || die "stock doesn't compile, see $logs/0000"
 warnings "$logs/0000" >"$logs/stock"
+run 0000 || die "the tests don't run on stock, see $logs/0000.*"
+
+# The last patches of sets, by their numbers
+ends=$(awk -v has="$SOURCE/.git/mfr-has" '
+	BEGIN { while ((getline line <has) > 0) skip[line] = 1 }
+	/^# Set / && n { print n }
+	!/^#/ && NF && !($1 in skip) { n++ }
+	END { print n }' "$SERIES" | uniq)
 
 n=0
 for c in $(git -C "$TREE" rev-list --reverse "base..$tree"); do
 	n=$((n + 1))
+	number=$(printf %04d $n)
 	subject=$(git -C "$TREE" log -1 --format=%s "$c")
-	log=$logs/$(printf %04d $n)
+	log=$logs/$number
 	# Documents and tests are none of the compiler's business.
-	[ -n "$(git -C "$TREE" diff --name-only "$c^" "$c" -- ':!tools' ':!Documentation' \
-		':!MAINTAINERS')" ] || continue
+	if [ -n "$(git -C "$TREE" diff --name-only "$c^" "$c" -- ':!tools' ':!Documentation' \
+		':!MAINTAINERS')" ]; then
+		result=pass
+		compile "$c" "$log" || result=fail
+		warnings "$log" | comm -13 "$logs/stock" - >"$log.new"
+		[ ! -s "$log.new" ] || result=fail
+		say "$n of $total: $subject$([ $result = pass ] || echo ": $result, see $log")"
+		printf '%s\t%s\t%s\n' $result "patch $n compiles" "$subject" >>"$cases"
+	fi
+	echo "$ends" | grep -qx $n || continue
+	git -C "$BOTH" checkout -q --detach "$c"
 	result=pass
-	compile "$c" "$log" || result=fail
-	warnings "$log" | comm -13 "$logs/stock" - >"$log.new"
-	[ ! -s "$log.new" ] || result=fail
-	say "$n of $total: $subject$([ $result = pass ] || echo ": $result, see $log")"
-	printf '%s\t%s\t%s\n' $result "patch $n compiles" "$subject" >>"$cases"
+	if run "$number"; then
+		[ -z "$(new_failures "$number" | tee "$log.failures")" ] || result=fail
+		passed=$(grep -c ^pass "$logs/$number.cases")
+	else
+		result=fail passed=no
+	fi
+	say "$n of $total: $passed tests pass$([ $result = pass ] || echo ": $result, see $log.*")"
+	printf '%s\t%s\t%s\n' $result "the tests pass after patch $n" \
+		"$([ $result = pass ] || echo "$log.failures")" >>"$cases"
 done
 verdict "$cases"
