@@ -81,15 +81,27 @@ for c in $(git rev-list --reverse base..HEAD); do
 done
 
 cd "$TOP/patches"
-# Keep the comments of the series file where their patches are, by subject.
+# Keep the comments of the series file where their patches are, by subject. A patch with
+# another subject than before follows the same one as before, or is gone.
 awk '
 	function slug(s) { sub(/^([^\/]*\/)?[0-9]*-/, "", s); return s }
-	FNR == NR { order[++n] = $1; name[slug($1)] = $1; next }
+	FNR == NR { order[++n] = $1; at[slug($1)] = n; next }
 	/^#/ || !NF { pending = pending $0 "\n"; next }
-	{ before[name[slug($1)]] = pending; pending = "" }
+	{ old[++m] = slug($1); known[slug($1)] = 1; before[m] = pending; pending = "" }
 	END {
+		for (i = 1; i <= m; i++) {
+			text = text before[i]
+			if (old[i] in at)
+				now = at[old[i]]
+			else if (now < n && !(slug(order[now + 1]) in known))
+				now++
+			else
+				continue
+			comment[now] = comment[now] text
+			text = ""
+		}
 		for (i = 1; i <= n; i++)
-			printf "%s%s\n", before[order[i]], order[i]
+			printf "%s%s\n", comment[i], order[i]
 	}' "$out/order" "$SERIES" >"$out/series"
 for p in $(sed 's/#.*//' "$SERIES"); do
 	case $BASE:$p in
