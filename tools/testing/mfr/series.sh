@@ -81,7 +81,15 @@ why() { git log -1 --format=%B "$1" | sed -n "s/^\[mfr: $BASE: \(.*\)\]$/\1/p"; 
 	echo
 	git diff --stat=74 "$from" "$to"
 	echo
-	echo "base: $(cat "$SOURCE/.git/mfr-source")"
+	# For bots, what git format-patch --base says: the commit, if the source came with
+	# its history, and the patches that a set needs.
+	base=$(cat "$SOURCE/.git/mfr-source")
+	case $base in
+	*" sha256 "*)	echo "base: $base" ;;
+	*" "*)		echo "base-commit: ${base##* }" ;;
+	esac
+	git log -p --reverse "base..$from" | git patch-id --stable |
+		sed 's/ .*//; s/^/prerequisite-patch-id: /'
 } >"$out/0000-cover-letter.patch"
 
 # A mail in an mbox ends with an empty line.
