@@ -33,7 +33,7 @@
  */
 
 #define _GNU_SOURCE
-#include "mfr_util.h"
+#include "mfr_harness.h"
 #include <linux/kvm.h>
 #include <mm/gup_test.h>
 #include <sched.h>
@@ -94,20 +94,6 @@ static void print_figure(const char *name, unsigned long x, unsigned long value)
 static unsigned int keep_flag(void)
 {
 	return kernel_can_keep() ? MFD_MF_KEEP_UE_MAPPED : 0;
-}
-
-/* Of which the first hugepage is there, not filled: who measures doesn't look. */
-static void open_unfilled(struct __test_metadata *_metadata, struct subject *s,
-			  unsigned int flag)
-{
-	s->fd = create_memfd(s->size, flag);
-	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
-	ASSERT_TRUE(try_write(s->map));
-	s->head[0] = mapped_pfn(s->map);
-	ASSERT_NE(-1UL, s->head[0]);
 }
 
 /*
@@ -300,7 +286,7 @@ TEST_F_TIMEOUT(healthy, pool, SLOW)
 static void measure_gup(struct __test_metadata *_metadata, char *map, unsigned int cmd,
 			const char *name)
 {
-	int i, fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+	int i, fd = open_pin();
 
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_GUP_TEST");
@@ -448,10 +434,7 @@ FIXTURE_SETUP(damage)
 		open_unfilled(_metadata, &self->s, keep_flag());
 }
 
-FIXTURE_TEARDOWN_PARENT(damage)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(damage);
 
 TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 {
@@ -504,6 +487,8 @@ static atomic_ulong alive;
 static void note_arrival(int sig, siginfo_t *si, void *context)
 {
 	arrived = now();
+	/* It may be one of consume_page(), which is in this file. */
+	mce_release_victim();
 	handle_sigbus(sig, si, context);
 }
 
@@ -552,18 +537,8 @@ static unsigned long lose_next(struct __test_metadata *_metadata, struct subject
 /* Memory that the kernel has for itself, in kB. */
 static unsigned long slab_kb(void)
 {
-	unsigned long kb = 0;
-	char line[128];
-	FILE *f;
-
 	write_long("/proc/sys/vm/stat_refresh", 1);
-	f = fopen("/proc/meminfo", "r");
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "SUnreclaim: %lu kB", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
+	return meminfo_kb("SUnreclaim");
 }
 
 FIXTURE(kept) {
@@ -586,10 +561,7 @@ FIXTURE_SETUP(kept)
 	calibrate();
 }
 
-FIXTURE_TEARDOWN_PARENT(kept)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(kept);
 
 /* Another process maps the file and uses a healthy page of it. */
 static void measure_fault(struct __test_metadata *_metadata, struct subject *s,
@@ -847,9 +819,7 @@ FIXTURE(repeated) {
 
 FIXTURE_SETUP(repeated)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, &by_mce, 1);
+	setup_keeping(_metadata, &self->s, SZ_2M, &by_mce, 1);
 	if (!self->s.flags)
 		return;
 	open_unfilled(_metadata, &self->s, keep_flag());
@@ -1067,11 +1037,7 @@ TEST_F_TIMEOUT(guest, hugepages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	s->fd = create_memfd(s->size, variant->flag);
-	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
+	open_holes(_metadata, s, variant->flag);
 	add_memory(_metadata, &self->vm, 0, s->map, s->nr_huge * s->size, 0);
 	measure_guest_faults(_metadata, &self->vm, s->map, s->nr_huge, s->size,
 			     "pages_2m", "guest_fault_2M");
@@ -1205,7 +1171,6 @@ FIXTURE_VARIANT_ADD(reached, guest_1g) {
 FIXTURE_SETUP(reached)
 {
 	struct subject *s = &self->s;
-	unsigned long i;
 
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
@@ -1218,10 +1183,6 @@ FIXTURE_SETUP(reached)
 	if (!s->flags)
 		return;
 	open_unfilled(_metadata, s, keep_flag());
-	for (i = 1; i < s->nr_huge; i++) {
-		ASSERT_TRUE(try_write(s->map + i * s->size));
-		s->head[i] = mapped_pfn(s->map + i * s->size);
-	}
 	expect_arrivals(_metadata);
 	prefix = variant->prefix;
 	calibrate();

@@ -6,7 +6,7 @@
  *
  * The needs are those of the hugetlb-mfr test.
  */
-#include "mfr_util.h"
+#include "mfr_harness.h"
 #include <sys/uio.h>
 #include <time.h>
 #include "../../../../mm/gup_test.h"
@@ -15,36 +15,12 @@
 #define F_SEAL_FUTURE_WRITE	0x0010
 #endif
 
-#define GUP_TEST	"/sys/kernel/debug/gup_test"
-
-/* How a page gets lost that is mapped twice, without a signal for each mapping. */
-static const struct injector *by_address(struct subject *s)
-{
-	return s->injector->for_real ? &by_scrub : &by_pfn;
-}
-
-static void wait_for_pool(struct subject *s, long gone, long used)
-{
-	unsigned int tries;
-
-	for (tries = 0; tries < 250; tries++) {
-		struct pool pool = pool_read(s->size);
-
-		if (pool.nr == s->before.nr - gone &&
-		    pool.free == s->before.free - gone - used)
-			break;
-		usleep(20000);
-	}
-	/* The caller expects it. */
-}
-
 /* Hugepage 0 has been replaced. @gone is what the pool has lost. */
 static void expect_healed_by(struct __test_metadata *_metadata, struct subject *s,
 			     long gone)
 {
 	expect_replaced(_metadata, s);
-	wait_for_pool(s, gone, s->nr_huge);
-	expect_pool(_metadata, s, gone, s->nr_huge);
+	wait_for_pool(_metadata, s, gone, s->nr_huge);
 }
 
 static void expect_healed(struct __test_metadata *_metadata, struct subject *s)
@@ -77,54 +53,26 @@ FIXTURE(healed)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(healed)
-{
-	unsigned long size;
-	const struct injector *injector;
+static const struct named_variant healed_variants[] = {
+	{ "madvise_2m", { SZ_2M, &by_madvise } },
+	{ "corrupt_pfn_2m", { SZ_2M, &by_pfn } },
+	{ "madvise_1g", { SZ_1G, &by_madvise } },
+	{ "mce_2m", { SZ_2M, &by_mce } },
 };
 
-FIXTURE_VARIANT_ADD(healed, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(healed, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(healed, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(healed, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
+FIXTURE_VARIANTS(healed, healed_variants)
 FIXTURE_VARIANT_ADD_SIZES(healed)
 
 FIXTURE_SETUP(healed)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
+	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
 	if (_metadata->exit_code)
 		return;
-	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
 	if (!need_more_hugepages(&self->s, 1))
 		SKIP(return, "can't get 2 hugepages");
 }
 
-FIXTURE_TEARDOWN_PARENT(healed)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(healed);
 
 TEST_F_TIMEOUT(healed, a_lost_page_reads_zero_and_all_else_is_as_before, SLOW)
 {
@@ -309,8 +257,7 @@ TEST_F_TIMEOUT(healed, not_while_a_ring_holds_it, SLOW)
 	destroy_ring(&ring);
 
 	/* A worker lets go of it. */
-	for (int tries = 0; tries < 250 && zero_page(s, 5) == -EBUSY; tries++)
-		usleep(20000);
+	wait_until(zero_page(s, 5) != -EBUSY, 20000);
 	expect_healed(_metadata, s);
 }
 
@@ -318,7 +265,7 @@ TEST_F_TIMEOUT(healed, what_was_allocated_for_a_pin_after_that, SLOW)
 {
 	struct subject *s = &self->s;
 	struct pin_memfd_test pin = { .size = s->size };
-	int fd = open(GUP_TEST, O_RDWR);
+	int fd = open_pin();
 
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_GUP_TEST");
@@ -364,7 +311,7 @@ TEST_F_TIMEOUT(healed, not_what_a_seal_protects, SLOW)
 }
 
 /* Another process that maps the file writes: no update may be lost. */
-static pid_t start_writer(struct subject *s, unsigned long nr, atomic_ulong *count,
+static pid_t start_counter(struct subject *s, unsigned long nr, atomic_ulong *count,
 			  atomic_bool *stop)
 {
 	pid_t pid = fork_helper();
@@ -404,10 +351,9 @@ TEST_F_TIMEOUT(healed, writers_in_other_processes_lose_nothing, SLOW)
 	ASSERT_NE(NULL, shared);
 	lose(_metadata, s, 5);
 	for (i = 0; i < NR_WRITERS; i++) {
-		pid[i] = start_writer(s, 20 + i, &shared->count[i], &shared->stop);
+		pid[i] = start_counter(s, 20 + i, &shared->count[i], &shared->stop);
 		ASSERT_LE(0, pid[i]);
-		while (!shared->count[i])
-			usleep(1000);
+		ASSERT_TRUE(wait_until(shared->count[i], 1000));
 	}
 	EXPECT_EQ(0, zero_page(s, 5));
 	for (i = 0; i < NR_WRITERS; i++) {
@@ -579,12 +525,9 @@ static void setup_race(struct __test_metadata *_metadata, struct race *race)
 {
 	struct subject *s = &race->s;
 
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, s, SZ_2M, &by_madvise, 1);
+	setup_kept(_metadata, s, SZ_2M, &by_madvise, 1, 0);
 	if (_metadata->exit_code)
 		return;
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
 	/* Each time that it is healed takes one. */
 	if (!need_more_hugepages(s, 4 * NR_RACES))
 		SKIP(return, "can't get %d hugepages", 4 * NR_RACES);
@@ -614,8 +557,7 @@ static void finish_race(struct __test_metadata *_metadata, struct race *race,
 	EXPECT_EQ(0, close(s->fd));
 	s->fd = -1;
 
-	for (i = 0; i < 250 && pool_read(s->size).free != pool_read(s->size).nr; i++)
-		usleep(20000);
+	wait_until(pool_read(s->size).free == pool_read(s->size).nr, 20000);
 	nr_lost = note_all_poisoned(race->alien, false);
 	EXPECT_LE(nr_healed, nr_lost);
 	EXPECT_EQ(s->corrupted + nr_lost * (psize() >> 10), hardware_corrupted());
@@ -846,22 +788,16 @@ static pid_t start_tool(void)
 
 FIXTURE_SETUP(tool)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, 1);
+	setup_kept(_metadata, &self->s, SZ_2M, &by_madvise, 1, 0);
 	if (_metadata->exit_code)
 		return;
-	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
 	if (!need_more_hugepages(&self->s, 1))
 		SKIP(return, "can't get 2 hugepages");
 	if (system("command -v heal-kept-memory >/dev/null"))
 		SKIP(return, "needs heal-kept-memory");
 }
 
-FIXTURE_TEARDOWN_PARENT(tool)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(tool);
 
 TEST_F_TIMEOUT(tool, heals_what_a_process_has_lost, SLOW)
 {
@@ -918,23 +854,12 @@ FIXTURE(plain)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(plain)
-{
-	unsigned long size;
-	const struct injector *injector;
+static const struct named_variant plain_variants[] = {
+	{ "madvise_2m", { SZ_2M, &by_madvise } },
+	{ "madvise_1g", { SZ_1G, &by_madvise } },
 };
 
-FIXTURE_VARIANT_ADD(plain, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(plain, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
+FIXTURE_VARIANTS(plain, plain_variants)
 
 FIXTURE_SETUP(plain)
 {
@@ -943,10 +868,7 @@ FIXTURE_SETUP(plain)
 		open_subject(_metadata, &self->s, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(plain)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(plain);
 
 /* The whole hugepage is lost to those who map it. It stays in the file, and poisoned. */
 TEST_F_TIMEOUT(plain, without_the_flag_nothing_is_healed, SLOW)

@@ -19,7 +19,7 @@
  */
 
 #define _GNU_SOURCE
-#include "mfr_util.h"
+#include "mfr_harness.h"
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/vhost.h>
@@ -186,13 +186,7 @@ static void setup_victims(struct __test_metadata *_metadata, struct subject *s,
 /* The error is handled, by whoever: now or soon, the page is lost. */
 static void expect_lost(struct __test_metadata *_metadata, struct subject *s)
 {
-	int i;
-
-	for (i = 0; i < 500; i++) {
-		if (hardware_corrupted() == s->corrupted + s->nr_lost * (psize() >> 10))
-			break;
-		usleep(10000);
-	}
+	wait_until(hardware_corrupted() == s->corrupted + s->nr_lost * (psize() >> 10), 10000);
 	expect_corrupted(_metadata, s);
 }
 
@@ -866,9 +860,7 @@ TEST_F_TIMEOUT(readout, read_ends_before_an_unknown_error, SLOW)
 
 	EXPECT_EQ(sizeof(was), pread(s->fd, buf, sizeof(buf), start));
 	EXPECT_EQ(0, memcmp(buf, was, sizeof(was)));
-	errno = 0;
-	EXPECT_EQ(-1, pread(s->fd, buf, sizeof(buf), start + sizeof(was)));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, pread(s->fd, buf, sizeof(buf), start + sizeof(was)));
 	EXPECT_LT(0, make_good());
 	expect_lost(_metadata, s);
 }
@@ -884,9 +876,7 @@ TEST_F_TIMEOUT(readout, read_that_begins_at_an_unknown_error_fails, SLOW)
 	ASSERT_TRUE(make_bad("at", &self->insns, DIRECT_MAP + pa, LINE_SIZE, pa));
 	note_lost(_metadata, s, nr);
 
-	errno = 0;
-	EXPECT_EQ(-1, pread(s->fd, buf, sizeof(buf), nr * psize()));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, pread(s->fd, buf, sizeof(buf), nr * psize()));
 	EXPECT_LT(0, make_good());
 	expect_lost(_metadata, s);
 	/* The next page is none of its business. */
@@ -964,9 +954,7 @@ TEST_F_TIMEOUT(replaced, not_if_the_copy_meets_an_error, SLOW)
 
 	injecting = true;
 	heard.nr = 0;
-	errno = 0;
-	EXPECT_EQ(-1, give_up_page(s, known));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, give_up_page(s, known));
 	EXPECT_EQ(1, make_good());
 	expect_lost(_metadata, s);
 	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, unknown), pshift());

@@ -22,12 +22,10 @@
  *   HUGETLB_MFR_WORKERS
  *   HUGETLB_MFR_VERBOSE	1: say what each round has lost
  */
-#include "mfr_util.h"
+#include "mfr_harness.h"
 #include <semaphore.h>
-#include <sys/mount.h>
 #include <sys/time.h>
 #include <sys/uio.h>
-#include <time.h>
 
 #define NO_PFN		(-1UL)
 #define NR_FILES	4	/* of a worker */
@@ -221,12 +219,8 @@ static struct book {
 	unsigned long nr_offlined;
 	long corrupted;
 	long handled;
-	char cgroup_root[64];
-	char cgroup[96];
-	char cgroup_options[CGROUP2_OPTIONS_MAX];
+	bool has_group;			/* a cgroup that counts hugepages */
 	bool counts_memory;		/* the cgroup does, too */
-	bool took_hugetlb;
-	bool took_memory;
 	/* With machine checks, who shoots must be alone, and who lets hugepages move */
 	pthread_rwlock_t world;
 	/* Who gives back lost pages must be alone, too, and may be killed. */
@@ -291,14 +285,6 @@ static unsigned long below(struct worker *w, unsigned long n)
 static bool one_in(struct worker *w, unsigned long n)
 {
 	return !below(w, n);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
 }
 
 /* Something is wrong: say what, and let everybody stop. */
@@ -418,7 +404,7 @@ static void on_sigbus(int nr, siginfo_t *si, void *context)
 	bus.code = si->si_code;
 	bus.lsb = si->si_addr_lsb;
 	bus.addr = addr;
-	mce_release_victim();
+	release_victim();
 	if (bus.guarded)
 		siglongjmp(bus.back, 1);
 	if (bus.injecting)
@@ -766,26 +752,11 @@ static unsigned long rather_lost(struct file *f, unsigned long idx)
  * Losing memory
  */
 
-static long mf_handled(void)
-{
-	long val, sum = -1;
-	char path[128];
-	int node;
-
-	for (node = 0; node < 64; node++) {
-		snprintf(path, sizeof(path),
-			 "/sys/devices/system/node/node%d/memory_failure/total", node);
-		if (read_long(path, &val))
-			sum = sum < 0 ? val : sum + val;
-	}
-	return sum;
-}
-
 /* Returns what the kernel did; @expected tells whether a signal for @addr came. */
 static int shoot(enum how how, char *addr, unsigned long pfn)
 {
+	int ret = -EINVAL;
 	long before;
-	int i, ret = -EINVAL;
 
 	bus.came = false;
 	bus.expected = (uintptr_t)addr;
@@ -802,12 +773,10 @@ static int shoot(enum how how, char *addr, unsigned long pfn)
 		break;
 	case BY_SCRUB:
 		/* A worker of the kernel deals with it; nobody else does anything. */
-		before = mf_handled();
+		before = mf_stat("total");
 		ledger->for_ever = true;
 		mce_scrub(ledger->monitor, pfn);
-		for (i = 0; i < 2500 && mf_handled() == before; i++)
-			usleep(2000);
-		ret = i < 2500 ? 0 : -ETIMEDOUT;
+		ret = wait_until(mf_stat("total") != before, 2000) ? 0 : -ETIMEDOUT;
 		break;
 	}
 	bus.injecting = false;
@@ -1242,14 +1211,12 @@ static void op_child(struct worker *w)
 	unsigned int i, nr = 1 + below(w, 4);
 	unsigned long idx;
 	struct file *f = any_page(w, &idx);
-	int fds[2], status;
-	char byte = 0;
-	pid_t pid;
+	struct helper h;
+	int status;
 
-	if (!f || pipe(fds))
+	if (!f || !start_helper(&h))
 		return;
-	pid = fork_helper();
-	if (!pid) {
+	if (!h.pid) {
 		for (i = 0; i < nr; i++) {
 			idx -= idx % f->nr_raw;
 			idx += below(w, f->nr_raw);
@@ -1261,22 +1228,20 @@ static void op_child(struct worker *w)
 		for (i = 0; i < NR_FILES; i++)
 			if (w->file[i].fd >= 0 && &w->file[i] != f)
 				close(w->file[i].fd);
-		if (write(fds[1], &byte, 1) == 1)
+		if (tell(&h))
 			pause();
 		_exit(1);
 	}
-	close(fds[1]);
-	if (pid > 0 && last && read(fds[0], &byte, 1) == 1) {
+	if (last && wait_for_word(&h)) {
 		close_file(w, f);
-		kill(pid, SIGKILL);
+		kill(h.pid, SIGKILL);
 	}
-	close(fds[0]);
-	if (pid > 0 && waitpid(pid, &status, 0) == pid &&
+	close(h.line);
+	if (waitpid(h.pid, &status, 0) == h.pid &&
 	    !(last && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) &&
 	    !(WIFEXITED(status) && !WEXITSTATUS(status)))
 		fail(w, "a child ended with %#x", status);
-	if (pid > 0)
-		did(w);
+	did(w);
 }
 
 /*
@@ -1404,13 +1369,7 @@ static void op_lose_pinned(struct worker *w)
  */
 static bool node_has_room(int node, unsigned long size)
 {
-	char path[160];
-	long nr;
-
-	snprintf(path, sizeof(path),
-		 "/sys/devices/system/node/node%d/hugepages/hugepages-%lukB/free_hugepages",
-		 node, size >> 10);
-	return read_long(path, &nr) && nr > MARGIN / 4;
+	return node_pool_get(node, size, "free_hugepages") > MARGIN / 4;
 }
 
 static void op_move(struct worker *w)
@@ -1911,24 +1870,20 @@ static const char * const act_names[NR_ACTS] = {
 /* Somebody else for whom there is nothing left but the mapping. */
 static pid_t leave_to_child(struct worker *w, struct file *f)
 {
-	char byte = 0;
-	int fds[2];
-	pid_t pid;
+	struct helper h;
 
-	if (pipe(fds))
+	if (!start_helper(&h))
 		return -1;
-	pid = fork_helper();
-	if (!pid) {
+	if (!h.pid) {
 		read_byte(f->map);
-		if (write(fds[1], &byte, 1) == 1)
+		if (tell(&h))
 			pause();
 		_exit(1);
 	}
-	close(fds[1]);
-	if (read(fds[0], &byte, 1) != 1)
+	if (!wait_for_word(&h))
 		fail(w, "can't make a child");
-	close(fds[0]);
-	return pid;
+	close(h.line);
+	return h.pid;
 }
 
 /* One error in a hugepage of a file of its own, and what happens meanwhile. */
@@ -2262,11 +2217,8 @@ static void spread(unsigned int nr)
 
 static void join_cgroup(void)
 {
-	char path[128];
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", book->cgroup);
-	if (book->cgroup[0] && !write_long(path, getpid()))
-		fail(NULL, "can't join %s", book->cgroup);
+	if (book->has_group && !write_group(GROUP, "cgroup.procs", "0"))
+		fail(NULL, "can't join the cgroup");
 }
 
 /* There are few hugepages of 1 GiB: heal one while another is free. */
@@ -2606,37 +2558,32 @@ static unsigned long nr_missing(unsigned int round, unsigned long before,
 static void check_cgroup(const char *name)
 {
 	static const char * const sizes[] = { "2MB", "1GB" };
-	unsigned int i, tries;
-	char path[160];
+	char path[PATH_MAX];
 	long usage = 0;
+	unsigned int i;
 
-	for (i = 0; book->cgroup[0] && i < 2; i++) {
-		snprintf(path, sizeof(path), "%s/hugetlb.%s.%s", book->cgroup, sizes[i], name);
-		for (tries = 0; tries < 100 && read_long(path, &usage) && usage; tries++)
-			usleep(10000);
-		if (usage)
+	for (i = 0; book->has_group && i < 2; i++) {
+		snprintf(path, sizeof(path), MOUNT GROUP "/hugetlb.%s.%s", sizes[i], name);
+		if (!wait_until(!read_long(path, &usage) || !usage, 10000))
 			fail(NULL, "%s is %ld", path, usage);
 	}
 }
 
-/* The same for the memory controller, whose statistics take two seconds. */
+/* Hugepages as the memory controller counts them, or -1 */
+static long memory_charge(void)
+{
+	char stat[8192], *charge = NULL;
+
+	if (read_text(MOUNT GROUP "/memory.stat", stat, sizeof(stat)) > 0)
+		charge = strstr(stat, "\nhugetlb ");
+	return charge ? atol(charge + strlen("\nhugetlb ")) : -1;
+}
+
+/* Its statistics take two seconds. */
 static void check_memory_cgroup(void)
 {
-	char path[128], stat[8192], *charge = NULL;
-	unsigned int tries;
-
-	if (!book->counts_memory)
-		return;
-	snprintf(path, sizeof(path), "%s/memory.stat", book->cgroup);
-	for (tries = 0; tries < 250; tries++) {
-		if (read_text(path, stat, sizeof(stat)) > 0)
-			charge = strstr(stat, "\nhugetlb ");
-		if (!charge || !atol(charge + 9))
-			break;
-		usleep(20000);
-	}
-	if (!charge || atol(charge + 9))
-		fail(NULL, "%s: hugetlb is %s", path, charge ? charge + 9 : "missing");
+	if (book->counts_memory && !wait_until(!memory_charge(), 20000))
+		fail(NULL, "memory.stat: hugetlb is %ld", memory_charge());
 }
 
 static void end_round(struct pool *before, bool killed, bool last)
@@ -2674,10 +2621,10 @@ static void end_round(struct pool *before, bool killed, bool last)
 		     expected);
 	/* Who was killed can't tell any more what has happened. */
 	expected = book->handled + book->nr_lost - book->nr_soft;
-	if (book->handled >= 0 && labs(mf_handled() - expected) > (long)c.nr_open)
-		fail(NULL, "%ld failures counted instead of %ld", mf_handled(), expected);
+	if (book->handled >= 0 && labs(mf_stat("total") - expected) > (long)c.nr_open)
+		fail(NULL, "%ld failures counted instead of %ld", mf_stat("total"), expected);
 	if (book->handled >= 0)
-		book->handled += mf_handled() - expected;
+		book->handled += mf_stat("total") - expected;
 	check_cgroup("current");
 	check_cgroup("rsvd.current");
 	check_memory_cgroup();
@@ -3121,90 +3068,12 @@ static void open_book(void)
 		book->nr_workers = MAX_WORKERS;
 }
 
-/* Enable a controller for all cgroups; @took says that it was not. */
-static bool enable_controller(const char *name, bool *took)
-{
-	char path[96], has[256] = "", command[16];
-
-	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
-	snprintf(command, sizeof(command), "+%s", name);
-	read_text(path, has, sizeof(has));
-	*took = !strstr(has, name) && write_text(path, command);
-	return *took || strstr(has, name);
-}
-
-static void disable_controller(const char *name, bool took)
-{
-	char path[96], command[16];
-
-	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", book->cgroup_root);
-	snprintf(command, sizeof(command), "-%s", name);
-	if (took)
-		write_text(path, command);
-}
-
-/* A cgroup that counts the hugepages of the workers, where there are cgroups. */
-static void make_cgroup(void)
-{
-	char path[128], stat[8192];
-	char *options = book->cgroup_options;
-	char accounting[CGROUP2_OPTIONS_MAX + sizeof(CGROUP2_HUGETLB)];
-	bool memory = true;
-
-	cgroup2_options(options);
-	snprintf(accounting, sizeof(accounting), "%s%s" CGROUP2_HUGETLB, options,
-		 *options ? "," : "");
-	snprintf(book->cgroup_root, sizeof(book->cgroup_root), "/tmp/hugetlb-mfr-XXXXXX");
-	if (!mkdtemp(book->cgroup_root)) {
-		book->cgroup_root[0] = 0;
-		return;
-	}
-	if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, accounting)) {
-		memory = false;
-		if (mount("cgroup2", book->cgroup_root, "cgroup2", 0, options))
-			return;
-	}
-	if (!enable_controller("hugetlb", &book->took_hugetlb))
-		return;
-	book->counts_memory = enable_controller("memory", &book->took_memory) && memory;
-	snprintf(book->cgroup, sizeof(book->cgroup), "%s/hugetlb-mfr-stress",
-		 book->cgroup_root);
-	if (mkdir(book->cgroup, 0700))
-		book->cgroup[0] = 0;
-	/* Older kernels charge hugepages, but don't tell them from other memory. */
-	snprintf(path, sizeof(path), "%s/memory.stat", book->cgroup);
-	book->counts_memory &= book->cgroup[0] &&
-			       read_text(path, stat, sizeof(stat)) > 0 &&
-			       strstr(stat, "\nhugetlb ");
-}
-
-static void remove_cgroup(void)
-{
-	unsigned int tries;
-
-	if (!book->cgroup_root[0])
-		return;
-	for (tries = 0; book->cgroup[0] && rmdir(book->cgroup) && tries < 100; tries++)
-		usleep(10000);
-	disable_controller("memory", book->took_memory);
-	disable_controller("hugetlb", book->took_hugetlb);
-	/* Mounting once more is how the options are set back. */
-	umount(book->cgroup_root);
-	if (!mount("cgroup2", book->cgroup_root, "cgroup2", 0, book->cgroup_options))
-		umount(book->cgroup_root);
-	rmdir(book->cgroup_root);
-	book->cgroup[0] = 0;
-	book->cgroup_root[0] = 0;
-	book->counts_memory = false;
-}
-
 /* Whatever has happened: give back what the book calls lost. */
 static long close_book(void)
 {
 	unsigned long pfn;
 	unsigned int tries;
 
-	remove_cgroup();
 	if (ledger->for_ever || !book->open)
 		return 0;
 	book->open = false;
@@ -3283,12 +3152,14 @@ FIXTURE_SETUP(stress)
 	memset(book->deed, 0, sizeof(book->deed));
 	book->corrupted = self->s.corrupted;
 	book->open = true;
-	book->handled = mf_handled();
+	book->handled = mf_stat("total");
 	pthread_mutexattr_init(&giving);
 	pthread_mutexattr_setpshared(&giving, PTHREAD_PROCESS_SHARED);
 	pthread_mutexattr_setrobust(&giving, PTHREAD_MUTEX_ROBUST);
 	pthread_mutex_init(&book->giving, &giving);
-	make_cgroup();
+	book->has_group = make_group(&book->counts_memory);
+	/* Older kernels charge hugepages, but don't tell them from other memory. */
+	book->counts_memory = book->has_group && book->counts_memory && memory_charge() >= 0;
 	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
 }
 
@@ -3330,7 +3201,7 @@ TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG
 	unsigned int i;
 
 	TH_LOG("seed %lu: to replay, set HUGETLB_MFR_SEED=%lu", book->seed, book->seed);
-	if (!book->cgroup[0])
+	if (!book->has_group)
 		TH_LOG("no hugetlb controller of cgroup2, so that its counters aren't checked");
 	else if (!book->counts_memory)
 		TH_LOG("memory.stat doesn't count hugepages, so that it isn't checked");

@@ -13,17 +13,13 @@
  *   global	flags that memfd_create() takes and refuses
  *   kept	one kept hugepage, for each hugepage size and injector
  *   plain	the same without the flag, also on kernels that lack the flag
- *   iommu	memory that iommufd gives to devices
  *   passed_on	the policy follows the file, not the descriptor
  *   machine_check, two_victims, thousand	what only machine checks show
- *   accounted	reservations, surplus pages, hugepages side by side
- *   truncated	several poisoned hugepages in one truncation, kept and plain
  *   untouched	a hugepage that a device asks for first, also without the flag
  */
 
 #define _GNU_SOURCE
-#include "mfr_util.h"
-#include "../../../../drivers/iommu/iommufd/iommufd_test.h"
+#include "mfr_harness.h"
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/udmabuf.h>
@@ -31,21 +27,6 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
-
-/* Missing in the headers of 6.12 */
-#ifndef IOMMU_IOAS_MAP_FILE
-struct iommu_ioas_map_file {
-	__u32 size;
-	__u32 flags;
-	__u32 ioas_id;
-	__s32 fd;
-	__aligned_u64 start;
-	__aligned_u64 length;
-	__aligned_u64 iova;
-};
-
-#define IOMMU_IOAS_MAP_FILE	_IO(IOMMUFD_TYPE, 0x8f)
-#endif
 
 /*
  * memfd_create()
@@ -59,11 +40,9 @@ TEST(keeping_is_refused_without_MFD_HUGETLB)
 	};
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(others); i++) {
-		errno = 0;
-		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_MF_KEEP_UE_MAPPED | others[i]));
-		EXPECT_EQ(EINVAL, errno);
-	}
+	for (i = 0; i < ARRAY_SIZE(others); i++)
+		EXPECT_ERRNO(EINVAL, memfd_create("hugetlb-mfr",
+						  MFD_MF_KEEP_UE_MAPPED | others[i]));
 }
 
 TEST(unknown_flags_are_refused)
@@ -75,16 +54,10 @@ TEST(unknown_flags_are_refused)
 	for (bit = 0; bit < MFD_HUGE_SHIFT; bit++) {
 		if (known & (1U << bit))
 			continue;
-		errno = 0;
-		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", 1U << bit));
-		EXPECT_EQ(EINVAL, errno);
-		errno = 0;
-		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_HUGETLB | 1U << bit));
-		EXPECT_EQ(EINVAL, errno);
-		errno = 0;
-		EXPECT_EQ(-1, memfd_create("hugetlb-mfr", MFD_HUGETLB |
-					   MFD_MF_KEEP_UE_MAPPED | 1U << bit));
-		EXPECT_EQ(EINVAL, errno);
+		EXPECT_ERRNO(EINVAL, memfd_create("hugetlb-mfr", 1U << bit));
+		EXPECT_ERRNO(EINVAL, memfd_create("hugetlb-mfr", MFD_HUGETLB | 1U << bit));
+		EXPECT_ERRNO(EINVAL, memfd_create("hugetlb-mfr", MFD_HUGETLB |
+						  MFD_MF_KEEP_UE_MAPPED | 1U << bit));
 	}
 }
 
@@ -261,72 +234,22 @@ FIXTURE(kept)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(kept)
-{
-	unsigned long size;
-	const struct injector *injector;
-};
-
-FIXTURE_VARIANT_ADD(kept, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(kept, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(kept, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(kept, scrub_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_scrub,
-};
-
-FIXTURE_VARIANT_ADD(kept, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(kept, corrupt_pfn_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
-
+FIXTURE_VARIANTS(kept, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(kept)
 
 FIXTURE_SETUP(kept)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s,
-			     MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
+	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
 }
 
-FIXTURE_TEARDOWN_PARENT(kept)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(kept);
 
 TEST_F_TIMEOUT(kept, one_lost_page_is_signalled_exactly, SLOW)
 {
 	struct subject *s = &self->s;
 
 	lose(_metadata, s, s->nr_raw / 2);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
 
@@ -335,8 +258,7 @@ TEST_F_TIMEOUT(kept, eight_lost_pages_are_signalled_one_by_one, SLOW)
 	struct subject *s = &self->s;
 
 	lose_spots(_metadata, s);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
 
@@ -345,8 +267,7 @@ TEST_F_TIMEOUT(kept, many_lost_pages_are_signalled_one_by_one, SLOW)
 	struct subject *s = &self->s;
 
 	lose_many(_metadata, s);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
 
@@ -390,13 +311,10 @@ TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
 			EXPECT_EQ(0, heard.nr);
 		expect_corrupted(_metadata, s);
 	}
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 
 	/* Nor did any of them leave a reference behind. */
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
@@ -417,9 +335,7 @@ TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
 	EXPECT_TRUE(try_write(raw_page(s, neighbour(nr))));
 	expect_corrupted(_metadata, s);
 
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, filters_see_the_page_that_is_hit, SLOW)
@@ -439,11 +355,8 @@ TEST_F_TIMEOUT(kept, filters_see_the_page_that_is_hit, SLOW)
 
 	restore_filter();
 	lose(_metadata, s, nr);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_intact(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
@@ -469,20 +382,6 @@ TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 		EXPECT_EQ(before[i], mf_stat(names[i]));
 }
 
-/* How often @text is in the trace. */
-static unsigned int nr_traced(const char *text)
-{
-	FILE *f = fopen(TRACING "/trace", "r");
-	unsigned int nr = 0;
-	char line[256];
-
-	while (f && fgets(line, sizeof(line), f))
-		nr += !!strstr(line, text);
-	if (f)
-		fclose(f);
-	return nr;
-}
-
 TEST_F_TIMEOUT(kept, one_event_tells_of_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
@@ -499,8 +398,7 @@ TEST_F_TIMEOUT(kept, one_event_tells_of_a_lost_page, SLOW)
 	EXPECT_EQ(1, nr_traced(text));
 
 	/* The end of the delay is no event. */
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	empty_file(_metadata, s);
 	wait_for_release(s, 1);
 	EXPECT_EQ(1, nr_traced("recovery action"));
 	expect_released(_metadata, s);
@@ -512,9 +410,7 @@ TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
 	unsigned int i;
 
 	lose_spots(_metadata, s);
-	unmap_file(s);
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
+	map_afresh(_metadata, s);
 
 	for (i = 0; i < NR_SPOTS; i++) {
 		char *page = raw_page(s, spot(s, i));
@@ -527,8 +423,7 @@ TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
 	}
 
 	EXPECT_TRUE(try_read(raw_page(s, s->nr_raw / 4 + 1)));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	/* A fault is no new error. */
 	expect_corrupted(_metadata, s);
 }
@@ -540,9 +435,7 @@ TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
 
 	/* Who consumes a page must map it; else nobody does when it is lost. */
 	if (s->injector->code == BUS_MCEERR_AR) {
-		unmap_file(s);
-		s->map = map_file(s, MAP_SHARED);
-		ASSERT_NE(NULL, s->map);
+		map_afresh(_metadata, s);
 		ASSERT_FALSE(is_mapped(s->map));
 		lose(_metadata, s, nr);
 		unmap_file(s);
@@ -557,8 +450,7 @@ TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
 	expect_fault_in(_metadata, raw_page(s, nr));
 	EXPECT_FALSE(is_mapped(s->map));
 	EXPECT_TRUE(try_read(raw_page(s, neighbour(nr))));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, a_second_process_faults_in_all_but_the_lost_page, SLOW)
@@ -576,15 +468,12 @@ TEST_F_TIMEOUT(kept, a_second_process_faults_in_all_but_the_lost_page, SLOW)
 		struct subject child = *s;
 
 		s = &child;
-		unmap_file(s);
-		s->map = map_file(s, MAP_SHARED);
-		ASSERT_NE(NULL, s->map);
+		map_afresh(_metadata, s);
 		EXPECT_FALSE(try_read(raw_page(s, nr)));
 		expect_fault_in(_metadata, raw_page(s, nr));
 		EXPECT_FALSE(is_mapped(s->map));
 		EXPECT_TRUE(try_read(raw_page(s, neighbour(nr))));
-		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-		EXPECT_EQ(0, nr_changed_pages(s));
+		expect_intact(_metadata, s);
 		_exit(KSFT_PASS);
 	}
 	wait_for_child(_metadata, pid);
@@ -598,14 +487,8 @@ TEST_F_TIMEOUT(kept, an_early_kill_process_hears_of_each_page_others_lose, SLOW)
 
 	start_witness(_metadata, s, &w, PR_MCE_KILL_EARLY);
 	for (i = 0; i < NR_SPOTS; i++) {
-		unsigned long nr = spot(s, i);
-		siginfo_t si;
-
-		lose(_metadata, s, nr);
-		ASSERT_TRUE(witness_heard(&w, &si, 10000));
-		EXPECT_EQ(BUS_MCEERR_AO, si.si_code);
-		EXPECT_EQ((uintptr_t)w.map + nr * psize(), (uintptr_t)si.si_addr);
-		EXPECT_EQ(pshift(), si.si_addr_lsb);
+		lose(_metadata, s, spot(s, i));
+		expect_witnessed(_metadata, &w, spot(s, i));
 	}
 	stop_witness(&w);
 }
@@ -670,8 +553,7 @@ TEST_F_TIMEOUT(kept, a_thread_that_asks_hears_of_errors_nobody_consumed, SLOW)
 
 	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, listen_for_sigbus, &l));
-	while (!l.listens)
-		usleep(1000);
+	ASSERT_TRUE(wait_until(l.listens, 1000));
 
 	note_lost(_metadata, s, nr);
 	EXPECT_EQ(0, inject(s, nr));
@@ -703,13 +585,9 @@ TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page_and_goes_on_behind_it, SLOW)
 		unsigned long nr = spot(s, i);
 		unsigned long first;
 
-		errno = 0;
-		EXPECT_EQ(-1, pread(s->fd, buf, ps, nr * ps));
-		EXPECT_EQ(EIO, errno);
+		EXPECT_ERRNO(EIO, pread(s->fd, buf, ps, nr * ps));
 		/* Also for one byte of it. */
-		errno = 0;
-		EXPECT_EQ(-1, pread(s->fd, buf, 1, nr * ps + ps / 2));
-		EXPECT_EQ(EIO, errno);
+		EXPECT_ERRNO(EIO, pread(s->fd, buf, 1, nr * ps + ps / 2));
 
 		/* Healthy bytes in front of it, but at most four pages. */
 		for (first = nr; first && nr - first < 3 && !s->lost[first - 1]; first--)
@@ -739,9 +617,7 @@ TEST_F_TIMEOUT(kept, punching_parts_spares_the_lost_page, SLOW)
 
 	lose(_metadata, s, nr);
 
-	errno = 0;
-	EXPECT_EQ(-1, punch(s, (nr - 2) * ps, 4 * ps));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, punch(s, (nr - 2) * ps, 4 * ps));
 	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 2)));
 	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 1)));
 	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 1)));
@@ -749,9 +625,7 @@ TEST_F_TIMEOUT(kept, punching_parts_spares_the_lost_page, SLOW)
 	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
 
 	/* Bytes instead of pages. */
-	errno = 0;
-	EXPECT_EQ(-1, punch(s, nr * ps + ps / 2, 2 * ps));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, punch(s, nr * ps + ps / 2, 2 * ps));
 	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
 	EXPECT_EQ(0, raw_page(s, nr + 2)[ps / 2 - 1]);
 	EXPECT_NE(0, raw_page(s, nr + 2)[ps / 2]);
@@ -814,9 +688,7 @@ TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
 	expect_corrupted(_metadata, s);
 
 	munmap(private, s->size);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, process_vm_readv_and_writev_stop_at_the_lost_page, SLOW)
@@ -839,12 +711,8 @@ TEST_F_TIMEOUT(kept, process_vm_readv_and_writev_stop_at_the_lost_page, SLOW)
 	EXPECT_EQ(2 * ps, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
 
 	remote.iov_base = raw_page(s, nr);
-	errno = 0;
-	EXPECT_EQ(-1, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
-	EXPECT_EQ(EFAULT, errno);
-	errno = 0;
-	EXPECT_EQ(-1, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
-	EXPECT_EQ(EFAULT, errno);
+	EXPECT_ERRNO(EFAULT, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_ERRNO(EFAULT, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
 
 	remote.iov_base = raw_page(s, nr + 1);
 	EXPECT_EQ(3 * ps, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
@@ -869,12 +737,8 @@ TEST_F_TIMEOUT(kept, proc_mem_shows_all_but_the_lost_page, SLOW)
 	EXPECT_EQ(ps, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr - 1)));
 	EXPECT_TRUE(page_is_intact(buf, nr - 1));
 	EXPECT_EQ(ps, pwrite(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr - 1)));
-	errno = 0;
-	EXPECT_EQ(-1, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr)));
-	EXPECT_EQ(EIO, errno);
-	errno = 0;
-	EXPECT_EQ(-1, pwrite(fd, buf, 1, (off_t)(uintptr_t)raw_page(s, nr) + 1));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr)));
+	EXPECT_ERRNO(EIO, pwrite(fd, buf, 1, (off_t)(uintptr_t)raw_page(s, nr) + 1));
 	EXPECT_EQ(ps, pread(fd, buf, ps, (off_t)(uintptr_t)raw_page(s, nr + 1)));
 	EXPECT_TRUE(page_is_intact(buf, nr + 1));
 	close(fd);
@@ -896,9 +760,7 @@ TEST_F_TIMEOUT(kept, vmsplice_takes_all_but_the_lost_page, SLOW)
 	lose(_metadata, s, nr);
 
 	iov.iov_base = raw_page(s, nr);
-	errno = 0;
-	EXPECT_EQ(-1, vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
-	EXPECT_EQ(EFAULT, errno);
+	EXPECT_ERRNO(EFAULT, vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
 	iov.iov_base = raw_page(s, nr - 2);
 	EXPECT_EQ(2 * ps, vmsplice(pipefd[1], &iov, 1, SPLICE_F_NONBLOCK));
 	EXPECT_EQ(2 * ps, read(pipefd[0], buf, 2 * ps));
@@ -944,18 +806,14 @@ TEST_F_TIMEOUT(kept, populating_goes_on_across_lost_pages, SLOW)
 	lose(_metadata, s, 1);
 	lose(_metadata, s, s->nr_raw / 2);
 	for (advice = MADV_POPULATE_READ; advice <= MADV_POPULATE_WRITE; advice++) {
-		unmap_file(s);
-		s->map = map_file(s, MAP_SHARED);
-		ASSERT_NE(NULL, s->map);
+		map_afresh(_metadata, s);
 		EXPECT_EQ(0, madvise(s->map, s->size, advice));
 		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 		EXPECT_EQ(0, madvise(s->map, s->size, advice));
 	}
 	/* And where only lost ones are left. */
 	lose(_metadata, s, s->nr_raw - 1);
-	unmap_file(s);
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
+	map_afresh(_metadata, s);
 	EXPECT_EQ(0, madvise(raw_page(s, s->nr_raw - 1), psize(), MADV_POPULATE_READ));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 
@@ -992,9 +850,7 @@ TEST_F_TIMEOUT(kept, ptrace_reaches_all_but_the_lost_page, SLOW)
 	EXPECT_EQ(*before, ptrace(PTRACE_PEEKDATA, pid, before, 0));
 	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, pid, before + 1, 0));
 	EXPECT_EQ(EIO, errno);
-	errno = 0;
-	EXPECT_EQ(-1, ptrace(PTRACE_POKEDATA, pid, after - 1, 0));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, ptrace(PTRACE_POKEDATA, pid, after - 1, 0));
 	EXPECT_EQ(0, ptrace(PTRACE_POKEDATA, pid, after, *after));
 	EXPECT_EQ(*after, ptrace(PTRACE_PEEKDATA, pid, after, 0));
 
@@ -1015,18 +871,12 @@ TEST_F_TIMEOUT(kept, a_shared_futex_can_be_anywhere_but_in_the_lost_page, SLOW)
 	char *word;
 
 	lose(_metadata, s, nr);
-	errno = 0;
-	EXPECT_EQ(-1, futex(raw_page(s, nr), FUTEX_WAIT, 0));
-	EXPECT_EQ(EFAULT, errno);
-	errno = 0;
-	EXPECT_EQ(-1, futex(raw_page(s, nr), FUTEX_WAKE, 1));
-	EXPECT_EQ(EFAULT, errno);
+	EXPECT_ERRNO(EFAULT, futex(raw_page(s, nr), FUTEX_WAIT, 0));
+	EXPECT_ERRNO(EFAULT, futex(raw_page(s, nr), FUTEX_WAKE, 1));
 
 	word = raw_page(s, neighbour(nr));
 	EXPECT_EQ(0, futex(word, FUTEX_WAKE, 1));
-	errno = 0;
-	EXPECT_EQ(-1, futex(word, FUTEX_WAIT, *(uint32_t *)word + 1));
-	EXPECT_EQ(EAGAIN, errno);
+	EXPECT_ERRNO(EAGAIN, futex(word, FUTEX_WAIT, *(uint32_t *)word + 1));
 }
 
 TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
@@ -1040,19 +890,13 @@ TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
 		SKIP(return, "needs io_uring");
 	lose(_metadata, s, nr);
 
-	errno = 0;
-	EXPECT_EQ(-1, register_buffer(&r, raw_page(s, nr), ps));
-	EXPECT_EQ(EFAULT, errno);
-	errno = 0;
-	EXPECT_EQ(-1, register_buffer(&r, raw_page(s, nr - 2), 4 * ps));
-	EXPECT_EQ(EFAULT, errno);
+	EXPECT_ERRNO(EFAULT, register_buffer(&r, raw_page(s, nr), ps));
+	EXPECT_ERRNO(EFAULT, register_buffer(&r, raw_page(s, nr - 2), 4 * ps));
 	EXPECT_EQ(0, register_buffer(&r, raw_page(s, 0), nr * ps));
 	destroy_ring(&r);
 
 	/* What did not come about holds nothing. */
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
@@ -1153,13 +997,10 @@ TEST_F_TIMEOUT(kept, a_ring_in_it_goes_on_when_its_pages_are_lost, SLOW)
 	expect_request_done(_metadata, ring, 2);
 	lose(_metadata, s, nr + 1);
 	expect_request_done(_metadata, ring, 3);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 
 	close(ring);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 /* As ever: the pipe doesn't ask whether its pages are lost. */
@@ -1172,34 +1013,7 @@ TEST_F_TIMEOUT(kept, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
 	put_in_pipe(_metadata, pipefd, raw_page(s, nr));
 	lose(_metadata, s, nr);
 	take_from_pipe(_metadata, pipefd, nr);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	struct ring r;
-
-	if (!make_ring(&r))
-		SKIP(return, "needs io_uring");
-	ASSERT_EQ(0, register_buffer(&r, raw_page(s, nr - 1), 3 * psize()));
-	lose(_metadata, s, nr);
-
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	EXPECT_EQ(0, close(s->fd));
-	expect_pool(_metadata, s, 0, 1);
-	expect_corrupted(_metadata, s);
-	/* Also what is lost now is known at the end. */
-	note_lost(_metadata, s, nr + 5);
-	EXPECT_EQ(0, inject_corrupt_pfn(NULL, raw_pfn(s, nr + 5)));
-	expect_corrupted(_metadata, s);
-
-	destroy_ring(&r);
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
@@ -1217,9 +1031,7 @@ TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
 
 	create.offset = (nr - 2) * psize();
 	create.size = 4 * psize();
-	errno = 0;
-	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE, &create));
-	EXPECT_EQ(EHWPOISON, errno);
+	EXPECT_ERRNO(EHWPOISON, ioctl(fd, UDMABUF_CREATE, &create));
 	create.size = 2 * psize();
 	buf = ioctl(fd, UDMABUF_CREATE, &create);
 	EXPECT_LE(0, buf);
@@ -1312,8 +1124,7 @@ TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_loses_the_lost_page, SLOW)
 		EXPECT_TRUE(page_is_intact(buf, nr + 1));
 	}
 	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_WRITE, raw_page(s, nr), buf, 1, NULL));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	close(fd);
 	free(buf);
 }
@@ -1323,33 +1134,28 @@ TEST_F_TIMEOUT(kept, the_mirror_of_another_process_loses_the_lost_page, SLOW)
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw - 1;
 	char *buf = malloc(psize());
-	int ready[2], go[2], fd;
-	char byte = 0;
-	pid_t pid;
+	struct helper h;
+	int fd;
 
 	ASSERT_NE(NULL, buf);
 	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	close(fd);
-	ASSERT_EQ(0, pipe(ready));
-	ASSERT_EQ(0, pipe(go));
-	pid = fork_helper();
-	ASSERT_LE(0, pid);
-	if (!pid) {
+	ASSERT_TRUE(start_helper(&h));
+	if (!h.pid) {
 		char *page = raw_page(s, nr);
 
 		fd = open_mirror();
 		if (mirror(fd, HMM_DMIRROR_READ, page, buf, 1, NULL) ||
-		    write(ready[1], &byte, 1) != 1 || read(go[0], &byte, 1) != 1)
+		    !tell(&h) || !wait_for_word(&h))
 			_exit(KSFT_FAIL);
 		_exit(mirror(fd, HMM_DMIRROR_READ, page, buf, 1, NULL) != -EFAULT);
 	}
-	close(ready[1]);
-	ASSERT_EQ(1, read(ready[0], &byte, 1));
+	ASSERT_TRUE(wait_for_word(&h));
 	lose(_metadata, s, nr);
-	ASSERT_EQ(1, write(go[1], &byte, 1));
-	wait_for_child(_metadata, pid);
+	ASSERT_TRUE(tell(&h));
+	wait_for_child(_metadata, h.pid);
 	free(buf);
 }
 
@@ -1396,8 +1202,8 @@ TEST_F_TIMEOUT(kept, a_device_that_goes_on_asking_loses_each_lost_page, SLOW)
 	ASSERT_EQ(0, pthread_create(&thread, NULL, read_mirror, &r));
 	for (i = 0; i < r.npages / 2; i++) {
 		before = __atomic_load_n(&r.nr_read, __ATOMIC_RELAXED);
-		while (__atomic_load_n(&r.nr_read, __ATOMIC_RELAXED) == before)
-			usleep(100);
+		ASSERT_TRUE(wait_until(__atomic_load_n(&r.nr_read, __ATOMIC_RELAXED) != before,
+				       100));
 		lose(_metadata, s, i);
 		EXPECT_EQ(-EFAULT, mirror(r.fd, HMM_DMIRROR_READ, raw_page(s, i), buf, 1,
 					  NULL));
@@ -1505,336 +1311,6 @@ TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	long enabled;
-
-	if (!read_long(SOFT_OFFLINE, &enabled) || !enabled)
-		SKIP(return, "soft offlining is off: vm.enable_soft_offline is 0");
-	if (!need_more_hugepages(s, 1))
-		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
-
-	lose(_metadata, s, nr);
-	EXPECT_EQ(-1, madvise(raw_page(s, neighbour(nr)), psize(), MADV_SOFT_OFFLINE));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-	expect_corrupted(_metadata, s);
-	expect_pool(_metadata, s, 0, 1);
-
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
-}
-
-/* A migration isolates it, is refused, and gives it back, over and over. */
-TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long i, before, nr_errors, *refused;
-	int node, other, status;
-	pid_t pid;
-
-	node = move_page(s->map, -1);
-	ASSERT_LE(0, node);
-	other = other_node(node);
-	if (other < 0)
-		SKIP(return, "needs two nodes with memory");
-	/* Migration interrupts all CPUs, so nobody can be a victim. */
-	if (s->injector == &by_mce)
-		s->injector = &by_pfn;
-	refused = alloc_shared(psize());
-	ASSERT_NE(NULL, refused);
-
-	lose(_metadata, s, 0);
-	pid = fork_helper();
-	ASSERT_LE(0, pid);
-	if (!pid) {
-		read_byte(raw_page(s, s->nr_raw - 1));
-		/* If it can't be isolated there is a status; all else comes later. */
-		do {
-			status = move_page(raw_page(s, s->nr_raw - 1), other);
-			__atomic_add_fetch(refused, 1, __ATOMIC_RELAXED);
-		} while (status == -1 || status == -ENOMEM);
-		_exit(1);
-	}
-	for (i = 0; i < 1000 && !__atomic_load_n(refused, __ATOMIC_RELAXED); i++)
-		usleep(10000);
-	before = *refused;
-	EXPECT_LT(0, before);
-	nr_errors = s->injector->for_real ? 50 : 500;
-	for (i = 1; i < s->nr_raw - 1; i++) {
-		if (i > nr_errors && __atomic_load_n(refused, __ATOMIC_RELAXED) != before)
-			break;
-		lose(_metadata, s, i);
-	}
-	EXPECT_LT(before, *refused);
-	kill_child(_metadata, pid);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, truncation_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_spots(_metadata, s);
-	/* The mapping stays, with nothing in it. */
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	EXPECT_FALSE(is_mapped(s->map));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, punching_the_hugepage_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_spots(_metadata, s);
-	EXPECT_EQ(0, punch(s, 0, s->size));
-	EXPECT_FALSE(is_mapped(s->map));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, the_last_close_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_spots(_metadata, s);
-	unmap_file(s);
-	expect_pool(_metadata, s, 0, 1);
-	EXPECT_EQ(0, close(s->fd));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, the_last_munmap_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_spots(_metadata, s);
-	EXPECT_EQ(0, close(s->fd));
-	expect_pool(_metadata, s, 0, 1);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	unmap_file(s);
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, many_lost_pages_are_all_left_out_at_the_end, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_many(_metadata, s);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
-}
-
-/* Leave the file to a child, which loses pages and then says so. */
-static pid_t leave_to_child(struct __test_metadata *_metadata, struct subject *s,
-			    bool exits)
-{
-	int go[2], done[2];
-	char byte = 0;
-	pid_t pid;
-
-	ASSERT_EQ(0, pipe(go));
-	ASSERT_EQ(0, pipe(done));
-	pid = fork_helper();
-	ASSERT_LE(0, pid);
-	if (!pid) {
-		ASSERT_EQ(1, read(go[0], &byte, 1));
-		lose_spots(_metadata, s);
-		ASSERT_EQ(1, write(done[1], &byte, 1));
-		if (exits)
-			_exit(KSFT_PASS);
-		for (;;)
-			pause();
-	}
-
-	/* The subject is shared with the child, its address with nobody. */
-	munmap(s->map, s->size);
-	close(s->fd);
-	close(done[1]);
-	ASSERT_EQ(1, write(go[1], &byte, 1));
-	ASSERT_EQ(1, read(done[0], &byte, 1));
-	return pid;
-}
-
-TEST_F_TIMEOUT(kept, exit_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-
-	wait_for_child(_metadata, leave_to_child(_metadata, s, true));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, SIGKILL_gives_back_all_but_the_lost_pages, SLOW)
-{
-	struct subject *s = &self->s;
-	pid_t pid = leave_to_child(_metadata, s, false);
-	int status;
-
-	expect_pool(_metadata, s, 0, 1);
-	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFSIGNALED(status));
-	expect_released(_metadata, s);
-}
-
-TEST_F_TIMEOUT(kept, punch_and_refault_gives_a_fresh_healthy_page, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long old = s->head[0];
-	unsigned long i, nr_dirty = 0;
-
-	if (!need_more_hugepages(s, 1))
-		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
-
-	lose_spots(_metadata, s);
-	ASSERT_EQ(0, punch(s, 0, s->size));
-	expect_pool(_metadata, s, 1, 0);
-
-	for (i = 0; i < s->nr_raw; i++) {
-		/* Each one must be there and be cleared. */
-		if (!try_read(raw_page(s, i)) || *(uint64_t *)raw_page(s, i))
-			nr_dirty++;
-	}
-	EXPECT_EQ(0, nr_dirty);
-	s->head[0] = mapped_pfn(s->map);
-	EXPECT_NE(old, s->head[0]);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_FALSE(is_poisoned(s->head[0]));
-	for (i = 0; i < NR_SPOTS; i++)
-		EXPECT_TRUE(try_write(raw_page(s, spot(s, i))));
-	expect_pool(_metadata, s, 1, 1);
-	expect_corrupted(_metadata, s);
-
-	/* The old one was released, the fresh one is nothing special. */
-	s->head[0] = old;
-	expect_all_come_back(_metadata, s, 0);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_pool(_metadata, s, 1, 0);
-}
-
-/* Of the memory at @map, how much lies in the hugepage?  Lost pages must not. */
-static unsigned long nr_handed_out(struct __test_metadata *_metadata, struct subject *s,
-				   char *map, size_t len)
-{
-	unsigned long nr = 0, nr_lost = 0;
-	size_t off;
-	int fd;
-
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	ASSERT_LE(0, fd);
-	for (off = 0; off < len; off += psize()) {
-		unsigned long pfn = pagemap_get_pfn(fd, map + off);
-
-		if (pfn < s->head[0] || pfn >= s->head[0] + s->nr_raw)
-			continue;
-		nr++;
-		nr_lost += s->lost[pfn - s->head[0]];
-	}
-	close(fd);
-	EXPECT_EQ(0, nr_lost);
-	return nr;
-}
-
-static long mem_free_kb(void)
-{
-	FILE *f = fopen("/proc/meminfo", "r");
-	char line[128];
-	long kb = 0;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "MemFree: %ld kB", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
-/* Free memory in blocks smaller than @size. */
-static long fragments_kb(unsigned long size)
-{
-	FILE *f = fopen("/proc/buddyinfo", "r");
-	long kb = 0;
-	int node;
-
-	while (f && fscanf(f, " Node %d, zone %*s", &node) == 1) {
-		unsigned long block = psize();
-		long nr;
-
-		for (; fscanf(f, "%ld", &nr) == 1; block *= 2)
-			if (block < size)
-				kb += nr * (block >> 10);
-	}
-	if (f)
-		fclose(f);
-	return kb;
-}
-
-TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr_ours = 0;
-	long min_kb, keep_kb, nr;
-	unsigned long i;
-	size_t len;
-	char *map;
-	int node;
-
-	if (!pool_exists(SZ_2M))
-		SKIP(return, "no hugepages of 2 MiB here");
-
-	/* All, that is, but what the watermarks need to keep the peace. */
-	ASSERT_TRUE(read_long("/proc/sys/vm/min_free_kbytes", &min_kb));
-	keep_kb = 4 * min_kb + (32 << 10);
-	if (mem_free_kb() < keep_kb + (256 << 10))
-		SKIP(return, "needs %ld MiB of free memory", (keep_kb >> 10) + 256);
-	ASSERT_TRUE(write_long("/proc/self/oom_score_adj", 1000));
-
-	node = move_page(s->map, -1);
-	lose_spots(_metadata, s);
-	unmap_file(s);
-	ASSERT_EQ(0, ftruncate(s->fd, 0));
-	wait_for_release(s, 1);
-	expect_pool(_metadata, s, 1, 0);
-
-	/* As small pages first, which use up the fragments before all else. */
-	len = (fragments_kb(SZ_2M) + (64 << 10)) << 10;
-	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ASSERT_NE(MAP_FAILED, map);
-	madvise(map, len, MADV_NOHUGEPAGE);
-	bind_to_node(map, len, node);
-	ASSERT_EQ(0, madvise(map, len, MADV_POPULATE_WRITE));
-	expect_out_of_use(_metadata, s, 0);
-	nr_ours = nr_handed_out(_metadata, s, map, len);
-
-	/* Then as hugepages: that takes the large blocks, and clears nothing. */
-	nr = pool_get(SZ_2M, "nr_hugepages");
-	pool_set(SZ_2M, "nr_hugepages",
-		 nr + (mem_free_kb() - keep_kb) / (long)(SZ_2M >> 10));
-	ASSERT_LT(nr, pool_get(SZ_2M, "nr_hugepages"));
-	expect_out_of_use(_metadata, s, 0);
-	for (i = 0; i < s->nr_raw; i++)
-		nr_ours += !!(s->flags[i] & KPF_HUGE);
-
-	/* Most of what was freed must be ours by now, or this proves nothing. */
-	EXPECT_LT(0, nr_ours);
-	if (s->nr_raw >= 512)
-		EXPECT_LT(s->nr_raw / 2 - s->nr_lost, nr_ours);
-
-	munmap(map, len);
-	pool_set(SZ_2M, "nr_hugepages", nr);
-	expect_released(_metadata, s);
-}
-
 /*
  * Machine checks: their kinds, and what other injectors can't do
  */
@@ -1879,27 +1355,19 @@ static bool map_again(struct subject *s)
 
 FIXTURE_SETUP(machine_check)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	setup_kept(_metadata, &self->s, SZ_2M, variant->injector, 1, 0);
 	if (!_metadata->exit_code)
 		ASSERT_TRUE(map_again(&self->s));
 }
 
-FIXTURE_TEARDOWN_PARENT(machine_check)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(machine_check);
 
 TEST_F_TIMEOUT(machine_check, each_lost_page_is_signalled_exactly, SLOW)
 {
 	struct subject *s = &self->s;
 
 	lose_spots(_metadata, s);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
 
@@ -1908,9 +1376,7 @@ TEST_F_TIMEOUT(machine_check, the_end_gives_back_all_but_the_lost_pages, SLOW)
 	struct subject *s = &self->s;
 
 	lose_spots(_metadata, s);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(machine_check, a_lost_page_is_signalled_in_each_mapping, SLOW)
@@ -1988,8 +1454,7 @@ static void expect_killed(struct __test_metadata *_metadata, struct subject *s,
 
 	/* Nobody else loses more than the page. */
 	expect_corrupted(_metadata, s);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 }
 
 TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
@@ -2030,19 +1495,12 @@ FIXTURE_SETUP(two_victims)
 {
 	int cpu[2];
 
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (mce_cpus(cpu) && cpu[0] == cpu[1])
 		SKIP(return, "needs two CPUs without ticks");
-	setup_subject(_metadata, &self->s, variant->size, &by_mce, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	setup_kept(_metadata, &self->s, variant->size, &by_mce, 1, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(two_victims)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(two_victims);
 
 /* Two threads consume two pages, or one, and each hears of its own. */
 static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
@@ -2071,10 +1529,8 @@ static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
 	for (i = 0; i < 2; i++) {
 		pthread_join(thread[i], NULL);
 		EXPECT_EQ(0, victim[i].error);
-		EXPECT_EQ(1, by[i].nr);
-		EXPECT_EQ(BUS_MCEERR_AR, by[i].code);
-		EXPECT_EQ(pshift(), by[i].lsb);
-		EXPECT_EQ((uintptr_t)raw_page(s, nr[i]), by[i].addr);
+		expect_heard(_metadata, &by[i].heard, BUS_MCEERR_AR, raw_page(s, nr[i]),
+			     pshift());
 	}
 	injecting = false;
 	expect_corrupted(_metadata, s);
@@ -2086,11 +1542,8 @@ TEST_F_TIMEOUT(two_victims, of_two_pages_hear_of_their_own, SLOW)
 
 	lose_at_once(_metadata, s, 0, s->nr_raw - 1);
 	lose_at_once(_metadata, s, s->nr_raw / 2, s->nr_raw / 2 + 1);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_intact(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 TEST_F_TIMEOUT(two_victims, of_one_page_both_hear_of_it, SLOW)
@@ -2099,11 +1552,8 @@ TEST_F_TIMEOUT(two_victims, of_one_page_both_hear_of_it, SLOW)
 
 	lose_at_once(_metadata, s, s->nr_raw / 2, s->nr_raw / 2);
 	EXPECT_EQ(1, s->nr_lost);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_intact(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 FIXTURE(thousand)
@@ -2113,17 +1563,10 @@ FIXTURE(thousand)
 
 FIXTURE_SETUP(thousand)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_1G, &by_mce, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	setup_kept(_metadata, &self->s, SZ_1G, &by_mce, 1, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(thousand)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(thousand);
 
 #define NR_LOST_OF_MANY		1000
 
@@ -2135,12 +1578,9 @@ TEST_F_TIMEOUT(thousand, machine_checks_in_one_hugepage_are_told_one_by_one, 2 *
 	for (i = 0; i < NR_LOST_OF_MANY; i++)
 		lose(_metadata, s, i * (s->nr_raw / NR_LOST_OF_MANY));
 	expect_corrupted(_metadata, s);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_released(_metadata, s);
+	expect_end(_metadata, s);
 }
 
 /*
@@ -2152,48 +1592,7 @@ FIXTURE(plain)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(plain)
-{
-	unsigned long size;
-	const struct injector *injector;
-};
-
-FIXTURE_VARIANT_ADD(plain, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(plain, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(plain, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(plain, scrub_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_scrub,
-};
-
-FIXTURE_VARIANT_ADD(plain, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(plain, corrupt_pfn_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
-
+FIXTURE_VARIANTS(plain, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(plain)
 
 FIXTURE_SETUP(plain)
@@ -2203,10 +1602,7 @@ FIXTURE_SETUP(plain)
 		open_subject(_metadata, &self->s, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(plain)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(plain);
 
 TEST_F_TIMEOUT(plain, the_first_lost_page_unmaps_the_whole_hugepage, SLOW)
 {
@@ -2240,9 +1636,7 @@ TEST_F_TIMEOUT(plain, a_new_mapping_reaches_nothing_either, SLOW)
 	struct subject *s = &self->s;
 
 	lose_hugepage(_metadata, s, 0);
-	unmap_file(s);
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
+	map_afresh(_metadata, s);
 	EXPECT_FALSE(try_read(raw_page(s, 1)));
 	expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, 1), __builtin_ctzl(s->size));
 	EXPECT_FALSE(is_mapped(s->map));
@@ -2260,9 +1654,7 @@ TEST_F_TIMEOUT(plain, pread_stops_at_the_lost_page_and_goes_on_behind_it, SLOW)
 	ASSERT_NE(NULL, buf);
 	EXPECT_EQ(ps, pread(s->fd, buf, 2 * ps, (nr - 1) * ps));
 	EXPECT_TRUE(page_is_intact(buf, nr - 1));
-	errno = 0;
-	EXPECT_EQ(-1, pread(s->fd, buf, ps, nr * ps));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, pread(s->fd, buf, ps, nr * ps));
 	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
 	EXPECT_TRUE(page_is_intact(buf, nr + 1));
 	free(buf);
@@ -2282,9 +1674,7 @@ TEST_F_TIMEOUT(plain, punching_parts_spares_the_lost_page, SLOW)
 	buf = malloc(ps);
 	ASSERT_NE(NULL, buf);
 	lose_hugepage(_metadata, s, nr);
-	errno = 0;
-	EXPECT_EQ(-1, punch(s, (nr - 1) * ps, 3 * ps));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, punch(s, (nr - 1) * ps, 3 * ps));
 	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr - 1) * ps));
 	EXPECT_TRUE(page_is_zero(buf));
 	EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
@@ -2387,317 +1777,8 @@ TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 
 	expect_filtered(_metadata, s, s->nr_raw / 2);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
+	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 0, 0);
-}
-
-TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW)
-{
-	struct subject *s = &self->s;
-
-	lose_hugepage(_metadata, s, s->nr_raw / 2);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-
-	/* In the pool, but neither free nor anybody's. */
-	expect_pool(_metadata, s, 0, 1);
-	expect_corrupted(_metadata, s);
-	EXPECT_TRUE(is_poisoned(s->head[0]));
-
-	/* After a machine check that is for ever. */
-	if (ledger->for_ever)
-		return;
-
-	/* Only the hugepage as a whole can be given back. */
-	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_EQ(0, unpoison(s->head[0]));
-	s->nr_lost = 0;
-	expect_corrupted(_metadata, s);
-	expect_pool(_metadata, s, 0, 0);
-}
-
-/*
- * Memory that iommufd gives to devices
- */
-
-FIXTURE(iommu)
-{
-	struct subject s;
-	int fd;
-	__u32 ioas;
-	int nr_ways;
-};
-
-FIXTURE_VARIANT(iommu)
-{
-	unsigned long size;
-	const struct injector *injector;
-};
-
-FIXTURE_VARIANT_ADD(iommu, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(iommu, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(iommu, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(iommu, scrub_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_scrub,
-};
-
-FIXTURE_VARIANT_ADD(iommu, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD_SIZES(iommu)
-
-/* Memory can be given by its address, or as that of a file. */
-#define BY_FILE		1
-
-/* Where devices find raw page @nr. */
-static uint64_t iova_of(unsigned long nr)
-{
-	return MOCK_APERTURE_START + nr * psize();
-}
-
-static int iommu_map(FIXTURE_DATA(iommu) * self, int way, unsigned long nr,
-		     unsigned long npages)
-{
-	struct iommu_ioas_map map = {
-		.size = sizeof(map),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
-			 IOMMU_IOAS_MAP_WRITEABLE,
-		.ioas_id = self->ioas,
-		.user_va = (uintptr_t)raw_page(&self->s, nr),
-		.length = npages * psize(),
-		.iova = iova_of(nr),
-	};
-	struct iommu_ioas_map_file map_file = {
-		.size = sizeof(map_file),
-		.flags = map.flags,
-		.ioas_id = self->ioas,
-		.fd = self->s.fd,
-		.start = nr * psize(),
-		.length = map.length,
-		.iova = map.iova,
-	};
-
-	if (way == BY_FILE)
-		return ioctl(self->fd, IOMMU_IOAS_MAP_FILE, &map_file) ? -errno : 0;
-	return ioctl(self->fd, IOMMU_IOAS_MAP, &map) ? -errno : 0;
-}
-
-static int iommu_unmap_all(FIXTURE_DATA(iommu) * self)
-{
-	struct iommu_ioas_unmap unmap = {
-		.size = sizeof(unmap),
-		.ioas_id = self->ioas,
-		.length = UINT64_MAX,
-	};
-
-	return ioctl(self->fd, IOMMU_IOAS_UNMAP, &unmap) ? -errno : 0;
-}
-
-/* Pin for a device all that is mapped, and from now on all that will be. */
-static int attach_device(FIXTURE_DATA(iommu) * self)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_MOCK_DOMAIN,
-		.id = self->ioas,
-	};
-
-	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
-}
-
-/* Get access to the memory as a driver that emulates a device. */
-static int open_access(FIXTURE_DATA(iommu) * self)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_CREATE_ACCESS,
-		.id = self->ioas,
-		.create_access.flags = MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES,
-	};
-
-	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno :
-	       (int)cmd.create_access.out_access_fd;
-}
-
-static int access_read(FIXTURE_DATA(iommu) * self, int access, unsigned long nr, char *buf)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_ACCESS_RW,
-		.id = access,
-		.access_rw = {
-			.iova = iova_of(nr),
-			.length = psize(),
-			.uptr = (uintptr_t)buf,
-			/* Through a pin, not by the mapping of this process. */
-			.flags = MOCK_ACCESS_RW_SLOW_PATH,
-		},
-	};
-
-	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
-}
-
-static int access_pin(FIXTURE_DATA(iommu) * self, int access, unsigned long nr,
-		      unsigned long npages)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_ACCESS_PAGES,
-		.id = access,
-		.access_pages = { .iova = iova_of(nr), .length = npages * psize() },
-	};
-
-	return ioctl(self->fd, IOMMU_TEST_CMD, &cmd) ? -errno : 0;
-}
-
-FIXTURE_SETUP(iommu)
-{
-	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-	struct iommu_test_cmd none = { .size = sizeof(none) };
-
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	self->fd = open("/dev/iommu", O_RDWR);
-	if (self->fd < 0 || !ioctl(self->fd, IOMMU_TEST_CMD, &none) || errno == ENOTTY)
-		SKIP(return, "needs CONFIG_IOMMUFD_TEST");
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_ALLOC, &alloc));
-	self->ioas = alloc.out_ioas_id;
-
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (_metadata->exit_code)
-		return;
-	open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
-	/* Older kernels don't know files. */
-	self->nr_ways = iommu_map(self, BY_FILE, 0, 1) == -ENOTTY ? BY_FILE : BY_FILE + 1;
-	ASSERT_EQ(0, iommu_unmap_all(self));
-}
-
-FIXTURE_TEARDOWN_PARENT(iommu)
-{
-	teardown_subject(_metadata, &self->s);
-}
-
-static int refusal(int way)
-{
-	return way == BY_FILE ? -EHWPOISON : -EFAULT;
-}
-
-/* Refused requests hold nothing, granted ones end with the file. */
-static void close_iommu(struct __test_metadata *_metadata, FIXTURE_DATA(iommu) * self)
-{
-	close(self->fd);
-	unmap_file(&self->s);
-	EXPECT_EQ(0, ftruncate(self->s.fd, 0));
-	expect_released(_metadata, &self->s);
-}
-
-TEST_F_TIMEOUT(iommu, a_device_is_given_all_but_the_lost_page, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int way;
-
-	ASSERT_EQ(0, attach_device(self));
-	lose(_metadata, s, nr);
-	for (way = 0; way < self->nr_ways; way++) {
-		EXPECT_EQ(refusal(way), iommu_map(self, way, nr, 1));
-		EXPECT_EQ(refusal(way), iommu_map(self, way, nr - 2, 4));
-		EXPECT_EQ(refusal(way), iommu_map(self, way, 0, s->nr_raw));
-		EXPECT_EQ(0, iommu_map(self, way, nr - 2, 2));
-		EXPECT_EQ(0, iommu_map(self, way, nr + 1, 2));
-		EXPECT_EQ(0, iommu_map(self, way, 0, nr - 2));
-		EXPECT_EQ(0, iommu_unmap_all(self));
-	}
-	close_iommu(_metadata, self);
-}
-
-TEST_F_TIMEOUT(iommu, a_device_that_comes_late_is_refused_the_lost_page, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int way;
-
-	lose(_metadata, s, nr);
-	for (way = 0; way < self->nr_ways; way++) {
-		EXPECT_EQ(0, iommu_map(self, way, nr - 2, 4));
-		EXPECT_EQ(refusal(way), attach_device(self));
-		EXPECT_EQ(0, iommu_unmap_all(self));
-	}
-	EXPECT_EQ(0, iommu_map(self, 0, nr - 2, 2));
-	EXPECT_EQ(0, iommu_map(self, self->nr_ways - 1, nr + 1, 2));
-	EXPECT_EQ(0, attach_device(self));
-	close_iommu(_metadata, self);
-}
-
-TEST_F_TIMEOUT(iommu, a_driver_is_refused_the_lost_page, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	char *buf = malloc(psize());
-	int access, way;
-
-	ASSERT_NE(NULL, buf);
-	access = open_access(self);
-	ASSERT_LE(0, access);
-	lose(_metadata, s, nr);
-	for (way = 0; way < self->nr_ways; way++) {
-		ASSERT_EQ(0, iommu_map(self, way, nr - 2, 4));
-		EXPECT_EQ(refusal(way), access_pin(self, access, nr - 2, 4));
-		EXPECT_EQ(refusal(way), access_pin(self, access, nr, 1));
-		EXPECT_EQ(refusal(way), access_read(self, access, nr, buf));
-		EXPECT_EQ(0, access_pin(self, access, nr - 2, 2));
-		EXPECT_EQ(0, access_pin(self, access, nr + 1, 1));
-		EXPECT_EQ(0, access_read(self, access, nr - 1, buf));
-		EXPECT_TRUE(page_is_intact(buf, nr - 1));
-		EXPECT_EQ(0, iommu_unmap_all(self));
-	}
-	close(access);
-	free(buf);
-	close_iommu(_metadata, self);
-}
-
-/* As ever: nobody asks again whether a pinned page is lost. */
-TEST_F_TIMEOUT(iommu, a_driver_goes_on_with_what_a_device_has, SLOW)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	char *buf = malloc(psize());
-	int access;
-
-	ASSERT_NE(NULL, buf);
-	if (self->nr_ways <= BY_FILE)
-		SKIP(return, "this kernel lacks IOMMU_IOAS_MAP_FILE");
-	ASSERT_EQ(0, attach_device(self));
-	access = open_access(self);
-	ASSERT_LE(0, access);
-	ASSERT_EQ(0, iommu_map(self, BY_FILE, nr, 1));
-	lose(_metadata, s, nr);
-	EXPECT_EQ(0, access_read(self, access, nr, buf));
-	EXPECT_TRUE(page_is_intact(buf, nr));
-	close(access);
-	free(buf);
-	close_iommu(_metadata, self);
 }
 
 /*
@@ -2711,17 +1792,10 @@ FIXTURE(passed_on)
 
 FIXTURE_SETUP(passed_on)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, &by_madvise, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
+	setup_kept(_metadata, &self->s, SZ_2M, &by_madvise, 1, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(passed_on)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(passed_on);
 
 /* Take @fd for the file, forget all else that leads there, and lose a page. */
 static void expect_kept_through(struct __test_metadata *_metadata, struct subject *s,
@@ -2734,8 +1808,7 @@ static void expect_kept_through(struct __test_metadata *_metadata, struct subjec
 	s->map = map_file(s, MAP_SHARED);
 	ASSERT_NE(NULL, s->map);
 	lose(_metadata, s, 3);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
+	expect_intact(_metadata, s);
 }
 
 TEST_F(passed_on, a_duplicate_keeps)
@@ -2793,365 +1866,11 @@ TEST_F(passed_on, a_forked_child_keeps)
 	if (!pid) {
 		/* With the mapping as it was inherited. */
 		lose(_metadata, s, 3);
-		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-		EXPECT_EQ(0, nr_changed_pages(s));
+		expect_intact(_metadata, s);
 		_exit(KSFT_PASS);
 	}
 	wait_for_child(_metadata, pid);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_EQ(0, nr_changed_pages(s));
-}
-
-/*
- * Reservations, surplus pages, and hugepages side by side
- */
-
-FIXTURE(accounted)
-{
-	struct subject s;
-};
-
-FIXTURE_VARIANT(accounted)
-{
-	const struct injector *injector;
-};
-
-FIXTURE_VARIANT_ADD(accounted, madvise)
-{
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(accounted, corrupt_pfn)
-{
-	.injector = &by_pfn,
-};
-
-FIXTURE_SETUP(accounted)
-{
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 2);
-}
-
-FIXTURE_TEARDOWN_PARENT(accounted)
-{
-	teardown_subject(_metadata, &self->s);
-}
-
-TEST_F(accounted, the_pages_on_both_sides_of_a_hugepage_line_are_two_losses)
-{
-	struct subject *s = &self->s;
-
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	lose(_metadata, s, s->nr_raw - 1);
-	lose(_metadata, s, s->nr_raw);
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 1));
-	EXPECT_EQ(0, nr_changed_pages(s));
-
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_pool(_metadata, s, 2, 0);
-	expect_all_come_back(_metadata, s, 0);
-	expect_all_come_back(_metadata, s, 1);
-}
-
-TEST_F(accounted, a_read_returns_the_hugepage_in_front_of_the_lost_page)
-{
-	struct subject *s = &self->s;
-	unsigned long ps = psize();
-	char *buf = malloc(4 * ps);
-
-	ASSERT_NE(NULL, buf);
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	lose(_metadata, s, s->nr_raw);
-
-	EXPECT_EQ(2 * ps, pread(s->fd, buf, 4 * ps, (s->nr_raw - 2) * ps));
-	EXPECT_TRUE(page_is_intact(buf, s->nr_raw - 2));
-	EXPECT_TRUE(page_is_intact(buf + ps, s->nr_raw - 1));
-
-	/* The position follows what was read. */
-	ASSERT_EQ((s->nr_raw - 1) * ps, lseek(s->fd, (s->nr_raw - 1) * ps, SEEK_SET));
-	EXPECT_EQ(ps, read(s->fd, buf, 4 * ps));
-	errno = 0;
-	EXPECT_EQ(-1, read(s->fd, buf, 4 * ps));
-	EXPECT_EQ(EIO, errno);
-	EXPECT_EQ(s->nr_raw * ps, lseek(s->fd, 0, SEEK_CUR));
-	free(buf);
-}
-
-TEST_F(accounted, a_refused_udmabuf_does_not_hold_the_hugepage_before_the_lost_page)
-{
-	struct subject *s = &self->s;
-	struct {
-		struct udmabuf_create_list head;
-		struct udmabuf_create_item item[2];
-	} list = { .head.count = 2 };
-	struct udmabuf_create create;
-	int fd;
-
-	fd = open("/dev/udmabuf", O_RDWR);
-	if (fd < 0)
-		SKIP(return, "needs CONFIG_UDMABUF");
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
-	ASSERT_EQ(0, fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK));
-	lose(_metadata, s, s->nr_raw);
-
-	create = (struct udmabuf_create) {
-		.memfd = s->fd,
-		.offset = s->size - psize(),
-		.size = 2 * psize(),
-	};
-	errno = 0;
-	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE, &create));
-	EXPECT_EQ(EHWPOISON, errno);
-	list.item[0] = (struct udmabuf_create_item) {
-		.memfd = s->fd,
-		.offset = s->size - psize(),
-		.size = psize(),
-	};
-	list.item[1] = list.item[0];
-	list.item[1].offset = s->size;
-	errno = 0;
-	EXPECT_EQ(-1, ioctl(fd, UDMABUF_CREATE_LIST, &list));
-	EXPECT_EQ(EHWPOISON, errno);
-
-	EXPECT_EQ(0, punch(s, 0, s->size));
-	expect_pool(_metadata, s, 0, 1);
-	close(fd);
-}
-
-TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)
-{
-	struct subject *s = &self->s;
-
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	lose(_metadata, s, 5);
-	EXPECT_EQ(0, punch(s, s->size, s->size));
-	expect_pool(_metadata, s, 0, 1);
-	EXPECT_EQ(0, punch(s, 0, s->size));
-	expect_pool(_metadata, s, 1, 0);
-	expect_all_come_back(_metadata, s, 0);
-}
-
-TEST_F(accounted, a_punch_removes_whole_hugepages_even_if_a_part_is_lost)
-{
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw - 2;
-
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	lose(_metadata, s, nr);
-
-	errno = 0;
-	EXPECT_EQ(-1, punch(s, (nr - 1) * psize(), 3 * psize() + s->size));
-	EXPECT_EQ(EIO, errno);
-	EXPECT_TRUE(page_is_zero(raw_page(s, nr - 1)));
-	EXPECT_TRUE(page_is_zero(raw_page(s, nr + 1)));
-	EXPECT_TRUE(page_is_intact(raw_page(s, nr), nr));
-	EXPECT_TRUE(page_is_intact(raw_page(s, nr - 2), nr - 2));
-	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
-	EXPECT_FALSE(is_mapped(s->map + s->size));
-	expect_pool(_metadata, s, 0, 1);
-}
-
-TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
-{
-	struct subject *s = &self->s;
-	struct pool pool;
-
-	/* Reserve two hugepages, fault in the first. */
-	s->fd = create_memfd(s->size, MFD_MF_KEEP_UE_MAPPED);
-	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, 2 * s->size));
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
-	ASSERT_EQ(s->before.resv + 2, pool_get(s->size, "resv_hugepages"));
-	ASSERT_TRUE(try_write(s->map));
-	s->head[0] = mapped_pfn(s->map);
-	ASSERT_NE(-1UL, s->head[0]);
-	lose(_metadata, s, 5);
-
-	EXPECT_EQ(0, punch(s, 0, s->size));
-	pool = pool_read(s->size);
-	EXPECT_EQ(s->before.nr - 1, pool.nr);
-	EXPECT_EQ(s->before.free - 1, pool.free);
-	EXPECT_EQ(s->before.resv + 1, pool.resv);
-	EXPECT_EQ(s->before.surplus, pool.surplus);
-
-	EXPECT_TRUE(try_write(s->map + s->size));
-	expect_pool(_metadata, s, 1, 1);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_pool(_metadata, s, 1, 0);
-	expect_all_come_back(_metadata, s, 0);
-}
-
-/* What the pool is meant to have; sysfs tells what it has. */
-TEST_F(accounted, the_pool_does_not_wait_for_the_poisoned_hugepage)
-{
-	struct subject *s = &self->s;
-	long before, after;
-
-	if (default_size() != s->size)
-		SKIP(return, "%s is about other hugepages", NR_HUGEPAGES);
-
-	ASSERT_TRUE(read_long(NR_HUGEPAGES, &before));
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	lose(_metadata, s, 5);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_pool(_metadata, s, 1, 0);
-	ASSERT_TRUE(read_long(NR_HUGEPAGES, &after));
-	EXPECT_EQ(before - 1, after);
-	expect_all_come_back(_metadata, s, 0);
-}
-
-TEST_F(accounted, a_surplus_hugepage_leaves_the_pool_as_it_was)
-{
-	struct subject *s = &self->s;
-	struct pool pool;
-
-	/* Leave no hugepage to be had, but allow for one more. */
-	pool_set(s->size, "nr_hugepages",
-		 s->before.nr - (s->before.free - s->before.resv));
-	s->before = pool_read(s->size);
-	ASSERT_EQ(s->before.resv, s->before.free);
-	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
-			     s->before.surplus + 1));
-
-	s->nr_huge = 1;
-	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
-	pool = pool_read(s->size);
-	EXPECT_EQ(s->before.nr + 1, pool.nr);
-	EXPECT_EQ(s->before.free, pool.free);
-	EXPECT_EQ(s->before.resv, pool.resv);
-	EXPECT_EQ(s->before.surplus + 1, pool.surplus);
-
-	lose_spots(_metadata, s);
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_pool(_metadata, s, 0, 0);
-	expect_all_come_back(_metadata, s, 0);
-	expect_pool(_metadata, s, 0, 0);
-}
-
-/*
- * Several poisoned hugepages in one truncation
- */
-
-FIXTURE(truncated)
-{
-	struct subject s;
-};
-
-FIXTURE_VARIANT(truncated)
-{
-	const struct injector *injector;
-	unsigned int flags;
-};
-
-FIXTURE_VARIANT_ADD(truncated, kept_madvise)
-{
-	.injector = &by_madvise,
-	.flags = MFD_MF_KEEP_UE_MAPPED,
-};
-
-FIXTURE_VARIANT_ADD(truncated, kept_corrupt_pfn)
-{
-	.injector = &by_pfn,
-	.flags = MFD_MF_KEEP_UE_MAPPED,
-};
-
-FIXTURE_VARIANT_ADD(truncated, plain_madvise)
-{
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(truncated, plain_corrupt_pfn)
-{
-	.injector = &by_pfn,
-};
-
-FIXTURE_SETUP(truncated)
-{
-	if (variant->flags && !kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, NR_TRUNCATED);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, variant->flags);
-}
-
-FIXTURE_TEARDOWN_PARENT(truncated)
-{
-	teardown_subject(_metadata, &self->s);
-}
-
-/* Poison each hugepage from @first on, @step apart, then truncate them all. */
-static void poison_and_truncate(struct __test_metadata *_metadata,
-				FIXTURE_DATA(truncated) * self,
-				const FIXTURE_VARIANT(truncated) * variant,
-				unsigned long first, unsigned long step)
-{
-	struct subject *s = &self->s;
-	unsigned long i, nr = 0;
-
-	for (i = first; i < s->nr_huge; i += step, nr++) {
-		unsigned long page = i * s->nr_raw + i % s->nr_raw;
-
-		if (variant->flags)
-			lose(_metadata, s, page);
-		else
-			lose_hugepage(_metadata, s, page);
-	}
-
-	unmap_file(s);
-	EXPECT_EQ(0, ftruncate(s->fd, 0));
-	expect_corrupted(_metadata, s);
-
-	if (variant->flags) {
-		/* They leave the pool, the rest of it is free again. */
-		expect_pool(_metadata, s, nr, 0);
-		for (i = first; i < s->nr_huge; i += step)
-			expect_all_come_back(_metadata, s, i);
-		expect_pool(_metadata, s, nr, 0);
-	} else {
-		/* They stay in the pool, out of use as a whole. */
-		expect_pool(_metadata, s, 0, nr);
-		for (i = first; i < s->nr_huge; i += step)
-			EXPECT_EQ(0, unpoison(s->head[i]));
-		expect_pool(_metadata, s, 0, 0);
-	}
-	EXPECT_EQ(s->corrupted, hardware_corrupted());
-}
-
-TEST_F_TIMEOUT(truncated, the_first_hugepage_is_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, 0, NR_TRUNCATED);
-}
-
-TEST_F_TIMEOUT(truncated, one_in_the_middle_is_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED / 2, NR_TRUNCATED);
-}
-
-TEST_F_TIMEOUT(truncated, the_last_hugepage_is_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED - 1, NR_TRUNCATED);
-}
-
-TEST_F_TIMEOUT(truncated, first_middle_and_last_are_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, 0, (NR_TRUNCATED - 1) / 3);
-}
-
-TEST_F_TIMEOUT(truncated, every_other_hugepage_is_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, 1, 2);
-}
-
-TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
-{
-	poison_and_truncate(_metadata, self, variant, 0, 1);
+	expect_intact(_metadata, s);
 }
 
 /*
@@ -3172,10 +1891,7 @@ FIXTURE_SETUP(untouched)
 		SKIP(return, "needs CONFIG_UDMABUF");
 }
 
-FIXTURE_TEARDOWN_PARENT(untouched)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(untouched);
 
 /* Make a udmabuf of the first page of a file, which goes with it. */
 static int make_udmabuf(struct __test_metadata *_metadata, FIXTURE_DATA(untouched) * self)
@@ -3214,9 +1930,7 @@ TEST_F(untouched, a_udmabuf_does_not_take_reserved_hugepages)
 	ASSERT_LE(0, s->fd);
 	map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
-	errno = 0;
-	EXPECT_EQ(-1, make_udmabuf(_metadata, self));
-	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_ERRNO(ENOMEM, make_udmabuf(_metadata, self));
 	EXPECT_EQ(pool.free, pool_get(s->size, "resv_hugepages"));
 	memset(map, 1, len);
 

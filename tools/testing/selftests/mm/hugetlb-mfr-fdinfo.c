@@ -15,15 +15,15 @@
  */
 
 #define _GNU_SOURCE
-#include "mfr_util.h"
-#include <sys/mount.h>
+#include "mfr_harness.h"
 #include <sys/sysmacros.h>
 
 #define MF_EVENT	TRACING "/events/ras/memory_failure_event/enable"
 #define KEPT_EVENT	TRACING "/events/ras/memory_failure_kept_event/enable"
+#define KNOWN		"recovery action for already poisoned"
+#define KEPT_LINE	"memory_failure_kept_event: "
 #define KEPT_TEXT	\
-	"pfn %#lx: kept by dev %u:%u ino %lu offset 0x%lx damaged 0x%lx+0x%lx"
-#define SEALABLE	(MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING)
+	KEPT_LINE "pfn %#lx: kept by dev %u:%u ino %lu offset 0x%lx damaged 0x%lx+0x%lx\n"
 #define SZ_1T		(1024UL * SZ_1G)
 #define NOBODY		65534
 
@@ -243,23 +243,14 @@ static void forget(struct subject *s, unsigned long huge)
  * Some hugepages of a kept file
  */
 
-/* As open_subject(), but don't fill it: what it contains doesn't matter here. */
-static void open_map(struct __test_metadata *_metadata, struct subject *s,
-		     unsigned int flags)
+/* What the file contains doesn't matter here. */
+static void setup_map(struct __test_metadata *_metadata, struct subject *s,
+		      unsigned long size, const struct injector *injector,
+		      unsigned long nr_huge)
 {
-	unsigned long i;
-
-	s->fd = create_memfd(s->size, flags);
-	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->size));
-	s->map = map_file(s, MAP_SHARED);
-	ASSERT_NE(NULL, s->map);
-	for (i = 0; i < s->nr_huge; i++) {
-		ASSERT_TRUE(try_write(s->map + i * s->size));
-		s->head[i] = mapped_pfn(s->map + i * s->size);
-		ASSERT_NE(-1UL, s->head[i]);
-		ASSERT_NE(0, s->head[i]);
-	}
+	setup_keeping(_metadata, s, size, injector, nr_huge);
+	if (!_metadata->exit_code)
+		open_unfilled(_metadata, s, MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
 }
 
 FIXTURE(map)
@@ -267,64 +258,16 @@ FIXTURE(map)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(map)
-{
-	unsigned long size;
-	const struct injector *injector;
-};
-
-FIXTURE_VARIANT_ADD(map, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(map, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(map, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(map, scrub_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_scrub,
-};
-
-FIXTURE_VARIANT_ADD(map, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(map, corrupt_pfn_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
-
+FIXTURE_VARIANTS(map, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(map)
 
 FIXTURE_SETUP(map)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector,
-		      variant->size < SZ_1G ? 4 : 2);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, variant->size, variant->injector,
+		  variant->size < SZ_1G ? 4 : 2);
 }
 
-FIXTURE_TEARDOWN_PARENT(map)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(map);
 
 TEST_F_TIMEOUT(map, without_lost_pages_shows_the_policy_alone, SLOW)
 {
@@ -441,8 +384,7 @@ TEST_F_TIMEOUT(map, is_denied_to_other_users, SLOW)
 		ASSERT_EQ(0, access(path, R_OK));
 		ASSERT_EQ(0, setresgid(NOBODY, NOBODY, NOBODY));
 		ASSERT_EQ(0, setresuid(NOBODY, NOBODY, NOBODY));
-		EXPECT_EQ(-1, open(path, O_RDONLY));
-		EXPECT_EQ(EACCES, errno);
+		EXPECT_ERRNO(EACCES, open(path, O_RDONLY));
 		_exit(_metadata->exit_code);
 	}
 	wait_for_child(_metadata, pid);
@@ -524,8 +466,7 @@ TEST_F_TIMEOUT(map, stays_when_a_part_is_punched, SLOW)
 	unsigned long ps = psize();
 
 	lose(_metadata, s, 2);
-	EXPECT_EQ(-1, punch(s, ps, 3 * ps));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_ERRNO(EIO, punch(s, ps, 3 * ps));
 	expect_map(_metadata, s, s->fd);
 }
 
@@ -570,15 +511,11 @@ TEST_F_TIMEOUT(map, knows_a_hugepage_that_was_moved_before, SLOW)
 {
 	struct subject *s = &self->s;
 	int node = other_node(move_page(s->map, -1));
-	char path[PATH_MAX];
 
 	if (node < 0)
 		SKIP(return, "needs two nodes with memory");
 	/* One to move to, which for large ones must be there. */
-	snprintf(path, sizeof(path),
-		 "/sys/devices/system/node/node%d/hugepages/hugepages-%lukB/nr_hugepages",
-		 node, s->size >> 10);
-	write_long(path, s->nr_huge + 1);
+	node_pool_grow(node, s->size, 1);
 	if (move_page(s->map, node) != node)
 		SKIP(return, "can't get hugepages on each node");
 	s->head[0] = mapped_pfn(s->map);
@@ -609,28 +546,6 @@ TEST_F_TIMEOUT(map, has_room_for_a_large_file, SLOW)
 	free_map(&m);
 }
 
-/* How often @text is at the end of a line of the trace, and how many lines there are. */
-static unsigned int nr_traced(const char *text, unsigned int *lines)
-{
-	FILE *f = fopen(TRACING "/trace", "r");
-	unsigned int nr = 0;
-	char line[256];
-
-	*lines = 0;
-	while (f && fgets(line, sizeof(line), f)) {
-		char *at = strstr(line, "memory_failure_kept_event: ");
-
-		if (!at)
-			continue;
-		(*lines)++;
-		line[strcspn(line, "\n")] = '\0';
-		nr += !strcmp(at + strlen("memory_failure_kept_event: "), text);
-	}
-	if (f)
-		fclose(f);
-	return nr;
-}
-
 static bool trace_kept(void)
 {
 	return !mkdir(TRACING, 0700) && write_text(KEPT_EVENT, "1");
@@ -639,7 +554,7 @@ static bool trace_kept(void)
 TEST_F_TIMEOUT(map, an_event_tells_the_same_of_each_new_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned int i, lines;
+	unsigned int i;
 	char text[160];
 	struct stat st;
 
@@ -654,15 +569,14 @@ TEST_F_TIMEOUT(map, an_event_tells_the_same_of_each_new_lost_page, SLOW)
 		snprintf(text, sizeof(text),
 			 KEPT_TEXT, raw_pfn(s, nr), major(st.st_dev), minor(st.st_dev),
 			 (unsigned long)st.st_ino, nr * psize(), nr * psize(), 64 * part());
-		EXPECT_EQ(1, nr_traced(text, &lines));
-		EXPECT_EQ(i + 1, lines);
+		EXPECT_EQ(1, nr_traced(text));
+		EXPECT_EQ(i + 1, nr_traced(KEPT_LINE));
 	}
 }
 
 TEST_F_TIMEOUT(map, no_event_tells_of_repeats_and_filtered_errors, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned int lines;
 
 	if (!trace_kept())
 		SKIP(return, "no tracing of memory failures in " TRACING);
@@ -670,8 +584,7 @@ TEST_F_TIMEOUT(map, no_event_tells_of_repeats_and_filtered_errors, SLOW)
 	lose(_metadata, s, 0);
 	EXPECT_EQ(s->injector->again, inject(s, 0));
 	expect_filtered(_metadata, s, s->nr_raw);
-	nr_traced("", &lines);
-	EXPECT_EQ(1, lines);
+	EXPECT_EQ(1, nr_traced(KEPT_LINE));
 }
 
 /*
@@ -686,45 +599,22 @@ FIXTURE(damaged)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(damaged)
-{
-	unsigned long size;
-	const struct injector *injector;
+static const struct named_variant damaged_variants[] = {
+	{ "corrupt_addr_2m", { SZ_2M, &by_pfn } },
+	{ "corrupt_addr_1g", { SZ_1G, &by_pfn } },
+	{ "mce_2m", { SZ_2M, &by_mce } },
 };
 
-FIXTURE_VARIANT_ADD(damaged, corrupt_addr_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(damaged, corrupt_addr_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(damaged, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
+FIXTURE_VARIANTS(damaged, damaged_variants)
 
 FIXTURE_SETUP(damaged)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (variant->injector->for_real && mce_on_amd())
 		SKIP(return, "this CPU doesn't tell how much is damaged");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 2);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, variant->size, variant->injector, 2);
 }
 
-FIXTURE_TEARDOWN_PARENT(damaged)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(damaged);
 
 static int consume_part(struct subject *s, unsigned long nr, unsigned int offset,
 			unsigned int lsb)
@@ -735,13 +625,8 @@ static int consume_part(struct subject *s, unsigned long nr, unsigned int offset
 		.offset = offset,
 		.misc = MCI_MISC_PHYSICAL(lsb),
 	};
-	int cpu[2];
 
-	if (!mce_cpus(cpu))
-		return -ENODEV;
-	victim.cpu = cpu[0];
-	ledger->for_ever = true;
-	return mce_consume_as(ledger->monitor, MCE_LOAD, &victim);
+	return consume_as(MCE_LOAD, &victim);
 }
 
 static int corrupt_part(struct subject *s, unsigned long nr, unsigned int offset,
@@ -906,7 +791,7 @@ TEST_F_TIMEOUT(damaged, is_all_of_the_page_if_that_is_told, SLOW)
 TEST_F_TIMEOUT(damaged, is_an_event_each_time_it_grows, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned int lines, i;
+	unsigned int i;
 	char text[160];
 	struct stat st;
 
@@ -921,8 +806,8 @@ TEST_F_TIMEOUT(damaged, is_an_event_each_time_it_grows, SLOW)
 		snprintf(text, sizeof(text), KEPT_TEXT, raw_pfn(s, 3), major(st.st_dev),
 			 minor(st.st_dev), (unsigned long)st.st_ino, 3UL * psize(),
 			 3UL * psize() + offset, part());
-		EXPECT_EQ(1, nr_traced(text, &lines));
-		EXPECT_EQ(i / 2 + 1, lines);
+		EXPECT_EQ(1, nr_traced(text));
+		EXPECT_EQ(i / 2 + 1, nr_traced(KEPT_LINE));
 	}
 }
 
@@ -955,33 +840,12 @@ FIXTURE_VARIANT_ADD(reported, mce_2m)
 
 FIXTURE_SETUP(reported)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (mce_on_amd())
 		SKIP(return, "this CPU doesn't tell how much is damaged");
-	setup_subject(_metadata, &self->s, variant->size, &by_mce, 2);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, variant->size, &by_mce, 2);
 }
 
-FIXTURE_TEARDOWN_PARENT(reported)
-{
-	teardown_subject(_metadata, &self->s);
-}
-
-/* How often memory failure handling has told of a known page. */
-static unsigned int nr_known(void)
-{
-	FILE *f = fopen(TRACING "/trace", "r");
-	unsigned int nr = 0;
-	char line[256];
-
-	while (f && fgets(line, sizeof(line), f))
-		nr += strstr(line, "memory_failure_event:") && strstr(line, "already poisoned");
-	if (f)
-		fclose(f);
-	return nr;
-}
+FIXTURE_TEARDOWN_SUBJECT(reported);
 
 /* How many machine checks has this CPU had? */
 static unsigned long nr_machine_checks(void)
@@ -1003,7 +867,6 @@ static void expect_unusable(struct __test_metadata *_metadata, struct subject *s
 			    unsigned long long status, unsigned long long misc)
 {
 	unsigned long before = nr_machine_checks();
-	unsigned int tries;
 
 	if (!trace_kept() || !write_text(MF_EVENT, "1"))
 		SKIP(return, "no tracing of memory failures in " TRACING);
@@ -1011,13 +874,11 @@ static void expect_unusable(struct __test_metadata *_metadata, struct subject *s
 	lose(_metadata, s, 9);
 	mce_scrub_as(ledger->monitor, status, (unsigned long long)raw_pfn(s, 3) * psize(), misc);
 	/* A machine check during another one is the end of the machine. */
-	for (tries = 0; nr_machine_checks() == before && tries < 2000; tries++)
-		usleep(2000);
+	EXPECT_TRUE(wait_until(nr_machine_checks() != before, 2000));
 	usleep(50000);
 	mce_scrub(ledger->monitor, raw_pfn(s, 9));
-	for (tries = 0; !nr_known() && tries < 2000; tries++)
-		usleep(2000);
-	EXPECT_EQ(1, nr_known());
+	wait_until(nr_traced(KNOWN), 2000);
+	EXPECT_EQ(1, nr_traced(KNOWN));
 	expect_one_damaged(_metadata, s, 9 * psize(), psize());
 	expect_corrupted(_metadata, s);
 }
@@ -1066,36 +927,36 @@ TEST_F_TIMEOUT(reported, as_two_lines_at_once_is_both, SLOW)
 	injecting = false;
 	for (i = 0; i < 2; i++) {
 		EXPECT_EQ(0, victim[i].error);
-		EXPECT_EQ(1, by[i].nr);
-		EXPECT_EQ(BUS_MCEERR_AR, by[i].code);
-		EXPECT_EQ(pshift(), by[i].lsb);
-		EXPECT_EQ((uintptr_t)raw_page(s, 3), by[i].addr);
+		expect_heard(_metadata, &by[i].heard, BUS_MCEERR_AR, raw_page(s, 3),
+			     pshift());
 	}
 	expect_damaged(_metadata, s, lines, 2);
 	expect_corrupted(_metadata, s);
+}
+
+static unsigned long nr_damaged_in(int fd)
+{
+	unsigned long nr;
+	struct map m;
+
+	if (!read_map(fd, &m))
+		return -1UL;
+	nr = m.nr_damaged;
+	free_map(&m);
+	return nr;
 }
 
 /* Wait until what a patrol has found is in the map. */
 static void scrub(struct __test_metadata *_metadata, struct subject *s,
 		  unsigned long nr, unsigned int offset, unsigned long nr_damaged)
 {
-	unsigned int tries;
-	bool there = false;
-	struct map m;
-
 	ledger->for_ever = true;
 	if (!s->lost[nr])
 		note_lost(_metadata, s, nr);
 	mce_scrub_as(ledger->monitor, MCI_STATUS_SCRUB,
 		     (unsigned long long)raw_pfn(s, nr) * psize() + offset,
 		     MCI_MISC_PHYSICAL(LINE));
-	for (tries = 0; !there && tries < 1000; tries++) {
-		ASSERT_TRUE(read_map(s->fd, &m));
-		there = m.nr_damaged == nr_damaged;
-		free_map(&m);
-		usleep(2000);
-	}
-	EXPECT_TRUE(there);
+	EXPECT_TRUE(wait_until(nr_damaged_in(s->fd) == nr_damaged, 2000));
 }
 
 TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
@@ -1105,7 +966,6 @@ TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
 		{ 3 * psize() + 2 * part(), part() },
 		{ 3 * psize() + 9 * part(), part() },
 	};
-	unsigned int tries;
 
 	if (!trace_kept() || !write_text(MF_EVENT, "1"))
 		SKIP(return, "no tracing of memory failures in " TRACING);
@@ -1113,16 +973,14 @@ TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
 	heard.nr = 0;
 	injecting = true;
 	scrub(_metadata, s, 3, 2 * part(), 1);
-	for (tries = 0; !heard.nr && tries < 2000; tries++)
-		usleep(2000);
+	wait_until(heard.nr, 2000);
 	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, 3), pshift());
 
 	heard.nr = 0;
 	scrub(_metadata, s, 3, 9 * part(), 2);
 	/* This comes after all signals. */
-	for (tries = 0; !nr_known() && tries < 2000; tries++)
-		usleep(2000);
-	EXPECT_EQ(1, nr_known());
+	wait_until(nr_traced(KNOWN), 2000);
+	EXPECT_EQ(1, nr_traced(KNOWN));
 	EXPECT_EQ(0, heard.nr);
 	injecting = false;
 	expect_damaged(_metadata, s, lines, 2);
@@ -1146,19 +1004,12 @@ FIXTURE_VARIANT_ADD(reported_amd, mce_amd)
 
 FIXTURE_SETUP(reported_amd)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (!mce_on_amd())
 		SKIP(return, "needs a CPU of AMD");
-	setup_subject(_metadata, &self->s, variant->size, &by_mce, 2);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, variant->size, &by_mce, 2);
 }
 
-FIXTURE_TEARDOWN_PARENT(reported_amd)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(reported_amd);
 
 /* Their MISC tells other things. */
 TEST_F_TIMEOUT(reported_amd, is_all_of_the_page_whatever_MISC_tells, SLOW)
@@ -1178,43 +1029,20 @@ FIXTURE(many)
 	struct subject s;
 };
 
-FIXTURE_VARIANT(many)
-{
-	unsigned long size;
-	const struct injector *injector;
+static const struct named_variant many_variants[] = {
+	{ "madvise_1g", { SZ_1G, &by_madvise } },
+	{ "corrupt_pfn_1g", { SZ_1G, &by_pfn } },
+	{ "mce_1g", { SZ_1G, &by_mce } },
 };
 
-FIXTURE_VARIANT_ADD(many, madvise_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(many, corrupt_pfn_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(many, mce_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_mce,
-};
+FIXTURE_VARIANTS(many, many_variants)
 
 FIXTURE_SETUP(many)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, variant->size, variant->injector, 1);
 }
 
-FIXTURE_TEARDOWN_PARENT(many)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(many);
 
 TEST_F_TIMEOUT(many, lost_pages_are_all_in_the_map, 2 * SLOW)
 {
@@ -1246,53 +1074,27 @@ FIXTURE(raced)
 	} *race;
 };
 
-FIXTURE_VARIANT(raced)
-{
-	unsigned long size;
-	const struct injector *injector;
+static const struct named_variant raced_variants[] = {
+	{ "madvise_2m", { SZ_2M, &by_madvise } },
+	{ "corrupt_pfn_2m", { SZ_2M, &by_pfn } },
+	{ "mce_2m", { SZ_2M, &by_mce } },
+	{ "corrupt_pfn_1g", { SZ_1G, &by_pfn } },
 };
 
-FIXTURE_VARIANT_ADD(raced, madvise_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(raced, corrupt_pfn_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(raced, mce_2m)
-{
-	.size = SZ_2M,
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(raced, corrupt_pfn_1g)
-{
-	.size = SZ_1G,
-	.injector = &by_pfn,
-};
+FIXTURE_VARIANTS(raced, raced_variants)
 
 FIXTURE_SETUP(raced)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 2);
+	setup_keeping(_metadata, &self->s, variant->size, variant->injector, 2);
 	if (_metadata->exit_code)
 		return;
 	self->race = alloc_shared(sizeof(*self->race) +
 				  2 * self->s.nr_raw * sizeof(self->race->order[0]));
 	ASSERT_NE(NULL, self->race);
-	open_map(_metadata, &self->s, SEALABLE);
+	open_unfilled(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
 }
 
-FIXTURE_TEARDOWN_PARENT(raced)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(raced);
 
 /* Read maps until told to stop.  Each must have what was lost before, but no more. */
 static void read_maps(struct subject *s, struct race *race)
@@ -1354,9 +1156,7 @@ static void stop_readers(struct __test_metadata *_metadata, struct race *race,
 	unsigned int i;
 
 	/* They must have met something. */
-	for (i = 0; i < 1000 && race->reads < reads + 2 * nr; i++)
-		usleep(10000);
-	EXPECT_LE(reads + 2 * nr, race->reads);
+	EXPECT_TRUE(wait_until(race->reads >= reads + 2 * nr, 10000));
 	race->stop = true;
 	for (i = 0; i < nr; i++)
 		wait_for_child(_metadata, pid[i]);
@@ -1448,7 +1248,7 @@ TEST_F_TIMEOUT(raced, an_extent_does_not_break_while_it_grows, SLOW)
 }
 
 /* Read the map at each signal.  Is the page that it is about in there? */
-static void read_when_signalled(struct subject *s, int report)
+static void read_when_signalled(struct subject *s, int line)
 {
 	siginfo_t si;
 	sigset_t set;
@@ -1460,7 +1260,7 @@ static void read_when_signalled(struct subject *s, int report)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
 	found = true;
-	while (write(report, &found, sizeof(found)) == sizeof(found)) {
+	while (write(line, &found, sizeof(found)) == sizeof(found)) {
 		if (sigwaitinfo(&set, &si) != SIGBUS || !read_map(s->fd, &m))
 			break;
 		found = map_has(&m, (char *)si.si_addr - s->map);
@@ -1475,25 +1275,21 @@ TEST_F_TIMEOUT(raced, who_is_signalled_finds_the_page_in_the_map, SLOW)
 	unsigned long nr_errors = s->injector->for_real ? 20 :
 				  s->nr_raw < 100 ? s->nr_raw : 100;
 	unsigned long i;
+	struct helper h;
 	bool found;
-	int fds[2];
-	pid_t pid;
 
-	ASSERT_EQ(0, pipe(fds));
-	pid = fork_helper();
-	ASSERT_LE(0, pid);
-	if (!pid)
-		read_when_signalled(s, fds[1]);
-	close(fds[1]);
-	ASSERT_EQ(sizeof(found), read(fds[0], &found, sizeof(found)));
+	ASSERT_TRUE(start_helper(&h));
+	if (!h.pid)
+		read_when_signalled(s, h.line);
+	ASSERT_EQ(sizeof(found), read(h.line, &found, sizeof(found)));
 
 	/* Each hugepage is new to the map once. */
 	for (i = 0; i < nr_errors; i++) {
 		lose(_metadata, s, i % 2 * s->nr_raw + 3 * i % s->nr_raw);
-		ASSERT_EQ(sizeof(found), read(fds[0], &found, sizeof(found)));
+		ASSERT_EQ(sizeof(found), read(h.line, &found, sizeof(found)));
 		EXPECT_TRUE(found);
 	}
-	kill_child(_metadata, pid);
+	kill_child(_metadata, h.pid);
 }
 
 TEST_F_TIMEOUT(raced, hugepages_leave_while_the_map_is_read, SLOW)
@@ -1533,8 +1329,7 @@ TEST_F_TIMEOUT(raced, hugepages_leave_while_the_map_is_read, SLOW)
 	stop_readers(_metadata, race, pid, 2);
 
 	/* No reference was left: all of them have left the pool, and no other. */
-	unmap_file(s);
-	ASSERT_EQ(0, ftruncate(s->fd, 0));
+	empty_file(_metadata, s);
 	wait_for_release(s, nr_punched);
 	expect_pool(_metadata, s, nr_punched, 0);
 }
@@ -1550,44 +1345,24 @@ FIXTURE(unrecorded)
 
 FIXTURE_SETUP(unrecorded)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	if (access("/sys/kernel/debug/failslab", F_OK) ||
-	    access("/proc/thread-self/fail-nth", W_OK))
-		SKIP(return, "needs CONFIG_FAILSLAB");
-	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 3);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	setup_map(_metadata, &self->s, SZ_2M, &by_pfn, 3);
 }
 
-FIXTURE_TEARDOWN_PARENT(unrecorded)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(unrecorded);
 
 TEST_F_TIMEOUT(unrecorded, a_lost_page_counts_as_its_whole_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
-	char pfn[32], left[16] = "";
-	int fail, corrupt, len;
 
 	lose(_metadata, s, 3);
 
 	/* This can't be undone: it is for ever, and not for the ledger. */
-	len = snprintf(pfn, sizeof(pfn), "0x%lx\n", raw_pfn(s, s->nr_raw + 9));
-	corrupt = open(DEBUGFS_CORRUPT_PFN, O_WRONLY);
-	ASSERT_LE(0, corrupt);
-	fail = open("/proc/thread-self/fail-nth", O_RDWR);
-	ASSERT_LE(0, fail);
 	injecting = true;
-	ASSERT_EQ(1, pwrite(fail, "1", 1, 0));
-	EXPECT_EQ(len, write(corrupt, pfn, len));
-	EXPECT_LT(0, pread(fail, left, sizeof(left) - 1, 0));
-	ASSERT_EQ(1, pwrite(fail, "0", 1, 0));
+	EXPECT_EQ(0, inject_unrecorded(raw_pfn(s, s->nr_raw + 9)));
 	injecting = false;
-	close(fail);
-	close(corrupt);
-	ASSERT_EQ(0, atoi(left));
+	ASSERT_TRUE(has_failed());
 	s->corrupted += psize() >> 10;
 	ledger->corrupted += psize() >> 10;
 	expect_corrupted(_metadata, s);
@@ -1622,17 +1397,10 @@ FIXTURE(on_its_way)
 
 FIXTURE_SETUP(on_its_way)
 {
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	setup_subject(_metadata, &self->s, SZ_1G, &by_pfn, 1);
-	if (!_metadata->exit_code)
-		open_map(_metadata, &self->s, SEALABLE);
+	setup_map(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 }
 
-FIXTURE_TEARDOWN_PARENT(on_its_way)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(on_its_way);
 
 static void *touch(void *arg)
 {
@@ -1647,7 +1415,7 @@ TEST_F_TIMEOUT(on_its_way, a_lost_page_comes_into_the_map_with_its_hugepage, SLO
 	struct subject *s = &self->s;
 	pthread_t thread;
 	long nr_free;
-	int i, ret;
+	int ret;
 
 	/* Get the same hugepage once more. */
 	if (s->before.free != 1)
@@ -1655,8 +1423,7 @@ TEST_F_TIMEOUT(on_its_way, a_lost_page_comes_into_the_map_with_its_hugepage, SLO
 	ASSERT_EQ(0, punch(s, 0, s->size));
 	nr_free = pool_get(s->size, "free_hugepages");
 	ASSERT_EQ(0, pthread_create(&thread, NULL, touch, s));
-	for (i = 0; i < 10000 && pool_get(s->size, "free_hugepages") == nr_free; i++)
-		usleep(500);
+	wait_until(pool_get(s->size, "free_hugepages") != nr_free, 500);
 	note_lost(_metadata, s, 77);
 	ret = inject(s, 77);
 	pthread_join(thread, NULL);
@@ -1700,13 +1467,11 @@ FIXTURE_SETUP(plain)
 		return;
 	if (variant->mounted) {
 		/* It goes away with this process. */
-		if (unshare(CLONE_NEWNS) ||
-		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-		    mount("hugetlb-mfr", "/tmp", "hugetlbfs", 0, "pagesize=2M"))
+		if (!mount_privately("hugetlbfs", "pagesize=2M"))
 			SKIP(return, "can't mount hugetlbfs in a name space");
-		s->fd = open("/tmp/hugetlb-mfr", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		s->fd = open(MOUNT "/hugetlb-mfr", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 		ASSERT_LE(0, s->fd);
-		unlink("/tmp/hugetlb-mfr");
+		unlink(MOUNT "/hugetlb-mfr");
 	} else {
 		s->fd = create_memfd(s->size, MFD_ALLOW_SEALING);
 		ASSERT_LE(0, s->fd);
@@ -1714,10 +1479,7 @@ FIXTURE_SETUP(plain)
 	fill_subject(_metadata, s);
 }
 
-FIXTURE_TEARDOWN_PARENT(plain)
-{
-	teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(plain);
 
 TEST_F_TIMEOUT(plain, files_show_no_policy_and_no_lost_pages, SLOW)
 {
@@ -1735,15 +1497,13 @@ TEST_F_TIMEOUT(plain, files_show_no_policy_and_no_lost_pages, SLOW)
 TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned int lines;
 
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (!trace_kept())
 		SKIP(return, "no tracing of memory failures in " TRACING);
 	lose_hugepage(_metadata, s, 7);
-	nr_traced("", &lines);
-	EXPECT_EQ(0, lines);
+	EXPECT_EQ(0, nr_traced(KEPT_LINE));
 }
 
 int main(int argc, char **argv)
