@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-# The only front door: everything else is in tools/testing/mfr.
+# The only front door: the scripts are in tools/testing/mfr, whose README tells which.
 
 BASE ?= 7.3
 O ?= build
-export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINES SET V
+export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINE MACHINES SUITES TEST SET V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
@@ -18,13 +18,17 @@ help:
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-all  what CI runs: the tests without the stock kernel, and by turns, a day"
 	@echo "                each, with it, for 6.12, or the stress test with DEBUG=1"
+	@echo "make test TEST='hugetlb-mfr-heal -r NAME'  only that; MACHINE=NAME: in that machine"
+	@echo "make machines   the virtual machines: what hardware, and what runs there"
+	@echo "make tests-tar  build/tests-BASE.tar.gz: the tests, for a patched kernel elsewhere"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
-	@echo "make lint       only the static tests"
+	@echo "make lint       only the static tests: of the series, and of these scripts"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make prefixes   what is touched, compiled after each patch: no new warnings"
 	@echo "make kernel     build/BASE/bzImage, patched; STOCK=1: build/BASE-stock/bzImage"
-	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel"
+	@echo "make boot       a shell in the patched kernel; STOCK=1: in the stock kernel;"
+	@echo "                MACHINE=NAME: in that machine"
 	@echo "make tree       build/BASE/linux: a git tree with a commit for each patch"
 	@echo "make refresh    write that tree's commits back to patches/ and new files"
 	@echo "make series     build/series/BASE/*.patch, BASE.mbox: the complete series; SET=NAME:"
@@ -36,30 +40,40 @@ help:
 	@echo "KSRC=DIR        a kernel tree of your own instead of Debian's package"
 	@echo "ARCH=arm64      for Arm: kernel, boot and check, without machine checks"
 	@echo "PAGES=64k       with ARCH=arm64: base pages of 64 KiB instead of 4"
+	@echo "MACHINES='NAME...'  make check in these only"
 	@echo "DEBUG=1         kernels with KASAN, lockdep and others; DEBUG=races: with KCSAN, which"
 	@echo "                finds data races, and PREEMPT_RT"
 	@echo "O=DIR           build there instead of in build/"
 	@echo "V=1             show what make says"
 
 run:
-	@$(MFR)/run$(if $(GUEST),-guest).sh
+	@$(MFR)/demo/run$(if $(GUEST),-guest).sh
 
-bench check check-all check-debian check-peers lint matrix prefixes tree refresh series:
-	@$(MFR)/$@.sh
+bench:
+	@$(MFR)/bench/bench.sh
+
+check check-all check-debian check-peers lint matrix test:
+	@$(MFR)/check/$@.sh
+
+prefixes rangediff refresh series tree:
+	@$(MFR)/series/$@.sh
+
+machines:
+	@$(MFR)/vm/machines.sh
+
+tests-tar:
+	@$(MFR)/hardware/tests-tar.sh
 
 kernel:
-	@$(MFR)/packages.sh
-	@$(MFR)/kernel.sh $(WHICH)
+	@$(MFR)/vm/packages.sh
+	@$(MFR)/vm/kernel.sh $(WHICH)
 
-boot: kernel
-	@$(MFR)/kernel.sh patched
-	@$(MFR)/initramfs.sh
-	@$(MFR)/boot.sh $(WHICH) shell 0
-
-rangediff:
-	@$(MFR)/rangediff.sh
+boot:
+	@$(MFR)/vm/prepare.sh $(WHICH)
+	@$(MFR)/vm/boot.sh $(WHICH) $(or $(MACHINE),shell) ''
 
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-peers lint matrix prefixes kernel boot tree refresh series rangediff clean
+.PHONY: help run bench check check-all check-debian check-peers lint matrix test prefixes \
+	rangediff refresh series tree machines tests-tar kernel boot clean

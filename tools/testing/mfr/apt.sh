@@ -6,6 +6,7 @@
 # Print an apt source line of type $1 for the suite $2, from where the machine has the
 # suite $3.
 private_list() {
+	local f
 	for f in /etc/apt/sources.list.d/*.sources; do
 		[ -f "$f" ] || continue
 		awk -v RS= -v own="$3" -v type="$1" -v suite="$2" '
@@ -51,7 +52,9 @@ use_suite() {
 # mirror may lack the .dsc, which is not needed: the suite's index has the checksums,
 # and is signed.)
 fetch_source() {
-	! ls "$3/$1_"*.orig.tar.* >/dev/null 2>&1 || return 0
+	if ls "$3/$1_"*.orig.tar.* >/dev/null 2>&1; then
+		return 0
+	fi
 	say "fetching $1"
 	use_suite deb-src "$2" "$3" || die "no Debian mirror found in /etc/apt"
 	(cd "$3" && apt-get $apt_options source --download-only --tar-only "$1") \

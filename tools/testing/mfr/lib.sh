@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-# What every script of the harness begins with: . "${0%/*}/lib.sh"
+# What every script of the harness begins with: . "${0%/*}/../lib.sh"
+# (A value after local is quoted: some sh would split it.)
 # shellcheck shell=sh disable=SC2034
 
 set -eu
 
-MFR=$(cd "${0%/*}" && pwd)
+MFR=$(cd "${0%/*}/.." && pwd)
 TOP=$(cd "$MFR/../../.." && pwd)
 BASE=${BASE:-7.3}
 O=${O:-$TOP/build}
@@ -41,7 +42,7 @@ esac
 # Where its binary packages are unpacked, if they are not the machine's own.
 foreign=
 [ $SRCARCH = x86 ] || foreign=$O/cache/$SRCARCH/root
-[ -z "$PAGES" ] || [ -f "$MFR/$SRCARCH-$PAGES.config" ] ||
+[ -z "$PAGES" ] || [ -f "$MFR/config/$SRCARCH-$PAGES.config" ] ||
 	die "PAGES=$PAGES: there is no $SRCARCH-$PAGES.config"
 
 need_x86() {	# need_x86 WHY
@@ -66,12 +67,50 @@ SOURCE=$O/$BASE-source		# the package's source, a git repository
 TREE=$O/$BASE/linux		# the patched tree, a worktree of it
 suffix=$suffix${PAGES:+-$PAGES}${debug:+-$debug}${BENCH:+-bench}
 
+# What the scripts remember from one run to the next, a file each:
+#	source		what $SOURCE was made from, a line
+#	ksrc		the KSRC= that it was made with
+#	has		the patches that it had already, the last one first
+#	tree-head	the commit of $TREE when it was made: what differs is an edit
+#	tree-inputs	checksum of the patches and files that it was made from
+# (Beside a kernel, "built" is the checksum of what it was built from.)
+STATE=$O/$BASE/state
+
 # kernel_dir stock|patched: where that kernel is built
 kernel_dir() {
 	case $1 in
 	stock)   echo "$O/$BASE-stock$suffix" ;;
 	patched) echo "$O/$BASE$suffix" ;;
 	esac
+}
+
+# run_dir NAME stock|patched: where what has run in that machine is recorded
+run_dir() {
+	echo "$O/runs/$1-$BASE-$2$suffix"
+}
+
+# table: all machines of machines.cfg in this configuration, lines NAME<TAB>KEY<TAB>VALUE
+table() {
+	local words="$BASE $SRCARCH $PAGES ${debug:+debug} ${BENCH:+bench}"
+	[ "$debug" != races ] || words="$words races"
+	case $debug:$MACHINES in :*|*kvm*) words="$words guests" ;; esac
+	awk -v words="$words" -f "$MFR/machines.awk" "$MFR/machines.cfg"
+}
+
+# of NAME KEY: what the table says of it
+of() {
+	table | awk -F '\t' -v name="$1" -v key="$2" '$1 == name && $2 == key { print $3 }'
+}
+
+# machines_for patched|stock|both: which machines make check runs there
+machines_for() {
+	table | awk -F '\t' -v kernel="$1" '
+		$2 == "here" { here = $3 }
+		$2 == "check" && $3 == kernel && here == "yes" { print $1 }'
+}
+
+is_machine() {
+	of "$1" here | grep -q .
 }
 
 if [ -t 1 ]; then
@@ -85,77 +124,65 @@ fi
 export MFR_BEGIN="${MFR_BEGIN:-$(date +%s)}"
 # say TEXT: one line of progress
 say() {
-	t=$(($(date +%s) - MFR_BEGIN))
+	local t=$(($(date +%s) - MFR_BEGIN))
 	printf '%s[%2d:%02d] %s%s\n' "$bold" $((t / 60)) $((t % 60)) "$*" "$plain"
-}
-
-# progress WHAT TOTAL LOG: show how many lines of stdin there were so far
-progress() {
-	awk -v what="$1" -v total="$2" -v log_file="$3" -v tty="$(test -t 1 && echo 1)" '
-	{
-		print > log_file; fflush(log_file)
-		if (!/^  (CC|AS|LD|AR|HOSTCC) /)
-			next
-		n++
-		step = tty ? 10 : 250
-		if (n % step == 0) {
-			printf "%s        %s: %d of about %d objects%s",
-			       tty ? "\r" : "", what, n, total, tty ? "" : "\n"
-			fflush()
-		}
-	}
-	END { if (tty && n >= 10) printf "\r%60s\r", "" }'
 }
 
 # keep_edits: don't throw away what somebody has edited in $TREE
 keep_edits() {
-	head=$SOURCE/.git/mfr-tree.head	# as tree.sh has made it
-	[ ! -d "$TREE" ] || [ ! -f "$head" ] || {
-		[ "$(git -C "$TREE" rev-parse HEAD)" = "$(cat "$head")" ] &&
-			git -C "$TREE" diff --quiet HEAD
-	} || die "$TREE has changes, and would be made anew;" \
-		 "'make refresh' saves them, 'rm -r $TREE' drops them"
+	local made=base
+	[ -d "$TREE" ] || return 0
+	[ ! -f "$STATE/tree-head" ] || made=$(cat "$STATE/tree-head")
+	if [ "$(git -C "$TREE" rev-parse HEAD)" != "$(git -C "$TREE" rev-parse "$made")" ] ||
+	   ! git -C "$TREE" diff --quiet HEAD; then
+		die "$TREE has changes, and would be made anew;" \
+		    "'make refresh' saves them, 'rm -r $TREE' drops them"
+	fi
 }
 
 need_space() {	# need_space DIR GIB
+	local free
 	free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
 	[ "$free" -ge "$2" ] ||
 		die "$1 has $free GiB free, $2 are needed; make room or use O=DIR"
 }
 
-# words WHAT RUN: what the failed test WHAT has printed in that machine, or to that log;
-# of a machine that died, its last words
-words() {
-	[ ! -f "$2" ] || tail -n 5 "$2" | sed 's/^/       /'
-	[ -f "$2/results" ] || return 0
-	case $1 in
-	*"did not get to its end")
-		tail -n 3 "$2/results" | sed 's/^/       /'
-		sed 's/^/       /' "$2/boot.err"
-		return ;;
-	esac
-	awk -v what="$1" '
-		/^# +RUN / { n = 0; next }
-		/^# / { said[n++ % 10] = $0; next }
-		/^not ok / {
-			sub(/^not ok [0-9]+ *(- )?/, "")
-			if (substr(what, length(what) - length($0) + 1) == $0)
-				for (i = n > 10 ? n - 10 : 0; i < n; i++)
-					print "       " said[i % 10]
-		}
-		/^(not )?ok / { n = 0 }' "$2/results"
+# Results are collected in a file, a line for each:
+#	pass|fail|skip<TAB>GROUP<TAB>TEST<TAB>WHY OR WHERE THE LOG IS
+# note RESULT GROUP TEST WHY: add one to the file $cases
+cases=
+note() {
+	printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$cases"
 }
 
-# verdict CASES: tell what is in that file, in lines pass|fail|skip<TAB>what<TAB>why, and
-# fail if something has failed
+# output_of TEST LOG: what the failed test has printed, to that file or in the machine with
+# that run directory; of a machine that died, its last words
+output_of() {
+	if [ -f "$2" ]; then
+		tail -n 5 "$2" | sed 's/^/       /'
+	elif [ -f "$2/results" ]; then
+		case $1 in
+		*"did not get to its end")
+			tail -n 3 "$2/results" | sed 's/^/       /'
+			sed 's/^/       /' "$2/boot.err" ;;
+		*)	awk -v test="$1" -f "$MFR/vm/output-of.awk" "$2/results" ;;
+		esac
+	fi
+}
+
+# verdict CASES [failures]: print what has failed or was skipped, or only what has failed, and
+# how many of each there are; write all of it to CASES.ktap; fail if something has failed
 verdict() {
-	while IFS='	' read -r result what why; do
-		case $result in
-		fail)	printf '%sFAILED%s %s\n       %s\n' "$red" "$plain" "$what" "$why"
-			words "$what" "$why" ;;
-		skip) printf 'skipped %s\n       %s\n' "$what" "$why" ;;
+	local result group test why
+	while IFS='	' read -r result group test why; do
+		case $result${2:-} in
+		fail*)	printf '%sFAILED%s %s: %s\n       %s\n' "$red" "$plain" "$group" \
+				"$test" "$why"
+			output_of "$test" "$why" ;;
+		skip)	printf 'skipped %s: %s\n       %s\n' "$group" "$test" "$why" ;;
 		esac
 	done <"$1"
+	awk -F '\t' -f "$MFR/vm/ktap.awk" "$1" >"$1.ktap"
 	awk '	{ n[$1]++ }
 		END {
 			printf "%d passed, %d failed, %d skipped\n",
