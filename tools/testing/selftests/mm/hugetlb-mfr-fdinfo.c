@@ -501,10 +501,15 @@ TEST_F_TIMEOUT(map, stays_when_moving_is_refused, SLOW)
 
 	if (node < 0)
 		SKIP(return, "needs two nodes with memory");
+	/* One to move to: that is taken by the next hugepage, which is healthy. */
+	if (!node_pool_grow(node, s->size, 1))
+		SKIP(return, "can't get hugepages on each node");
 	lose(_metadata, s, 1);
-	move_page(s->map, node);
-	expect_map(_metadata, s, s->fd);
+	EXPECT_NE(node, move_page(s->map, node));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
+	EXPECT_EQ(node, move_page(s->map + s->size, node));
+	s->head[1] = mapped_pfn(s->map + s->size);
+	expect_map(_metadata, s, s->fd);
 }
 
 TEST_F_TIMEOUT(map, knows_a_hugepage_that_was_moved_before, SLOW)
@@ -1432,7 +1437,7 @@ TEST_F_TIMEOUT(on_its_way, a_lost_page_comes_into_the_map_with_its_hugepage, SLO
 	expect_corrupted(_metadata, s);
 	expect_map(_metadata, s, s->fd);
 	if (!ret)
-		SKIP(return, "the hugepage was in the file already");
+		SKIP_REST(return, "the hugepage was in the file already");
 }
 
 /*
@@ -1504,6 +1509,14 @@ TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)
 		SKIP(return, "no tracing of memory failures in " TRACING);
 	lose_hugepage(_metadata, s, 7);
 	EXPECT_EQ(0, nr_traced(KEPT_LINE));
+
+	/* But one with the flag does. */
+	close(s->fd);
+	unmap_file(s);
+	ASSERT_TRUE(pool_grow(s->size, s->nr_huge));
+	open_unfilled(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	lose(_metadata, s, 9);
+	EXPECT_EQ(1, nr_traced(KEPT_LINE));
 }
 
 int main(int argc, char **argv)

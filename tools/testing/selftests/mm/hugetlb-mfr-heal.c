@@ -312,7 +312,7 @@ TEST_F_TIMEOUT(healed, not_what_a_seal_protects, SLOW)
 
 /* Another process that maps the file writes: no update may be lost. */
 static pid_t start_counter(struct subject *s, unsigned long nr, atomic_ulong *count,
-			  atomic_bool *stop)
+			   atomic_bool *stop)
 {
 	pid_t pid = fork_helper();
 	uint64_t *word;

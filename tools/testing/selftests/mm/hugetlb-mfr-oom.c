@@ -284,8 +284,9 @@ TEST_F_TIMEOUT(failing, an_error_counts_whichever_allocation_fails, SLOW)
 		if (i == 0 || !failed)
 			expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
 				      pshift());
-		else
-			EXPECT_GE(1, heard.nr);
+		else if (heard.nr)
+			expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
+				      pshift());
 		expect_corrupted(_metadata, s);
 		EXPECT_TRUE(is_mapped_huge(s, s->map, i));
 		if (!failed)
@@ -574,7 +575,7 @@ TEST_F_TIMEOUT(restored, an_error_finds_a_hugepage_that_stays_out_of_use, SLOW)
 	EXPECT_EQ(0, write_pfn(DEBUGFS_CORRUPT_PFN, s->head[0] + 4));
 	expect_corrupted(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	EXPECT_NE(0, unpoison(s->head[0]));
+	expect_not_unpoisoned(_metadata, s->head[0]);
 }
 
 TEST_F_TIMEOUT(restored, what_is_not_recorded_is_reason_enough, SLOW)

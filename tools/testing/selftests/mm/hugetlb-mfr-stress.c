@@ -1369,7 +1369,8 @@ static void op_lose_pinned(struct worker *w)
  */
 static bool node_has_room(int node, unsigned long size)
 {
-	return node_pool_get(node, size, "free_hugepages") > MARGIN / 4;
+	/* Of 1 GiB there are few, which one worker has for itself. */
+	return node_pool_get(node, size, "free_hugepages") > (size > SZ_2M ? 0 : MARGIN / 4);
 }
 
 static void op_move(struct worker *w)

@@ -503,7 +503,9 @@ TEST_F_TIMEOUT(kept, a_late_kill_process_hears_nothing_of_what_others_lose, SLOW
 	lose(_metadata, s, 0);
 	lose(_metadata, s, s->nr_raw / 2);
 	EXPECT_FALSE(witness_heard(&w, &si, 500));
-	stop_witness(&w);
+	/* It has waited for signals until now. */
+	kill_child(_metadata, w.helper.pid);
+	close(w.helper.line);
 }
 
 TEST_F_TIMEOUT(kept, a_late_kill_process_hears_only_what_it_consumes, SLOW)
@@ -788,7 +790,7 @@ TEST_F_TIMEOUT(kept, direct_io_leaves_out_the_lost_page, SLOW)
 	lose(_metadata, s, nr);
 
 	/* A write could fall back to the page cache, a read doesn't. */
-	EXPECT_EQ(-1, pread(fd, raw_page(s, nr), ps, 0));
+	EXPECT_ERRNO(EFAULT, pread(fd, raw_page(s, nr), ps, 0));
 	EXPECT_EQ(2 * ps, pwrite(fd, raw_page(s, nr + 1), 2 * ps, 0));
 	memset(raw_page(s, nr + 1), 0, 2 * ps);
 	EXPECT_EQ(2 * ps, pread(fd, raw_page(s, nr + 1), 2 * ps, 0));
@@ -1273,18 +1275,26 @@ TEST_F_TIMEOUT(kept, punching_parts_does_not_lock_up_with_errors, SLOW)
 	struct subject *s = &self->s;
 	/* Machine checks take their time. */
 	unsigned long nr_errors = s->injector->for_real ? 10 : 500;
-	unsigned long i;
+	unsigned long *punched = alloc_shared(psize());
+	unsigned long i, before;
 	pid_t pid;
 
+	ASSERT_NE(NULL, punched);
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		while (!punch(s, 0, psize()))
-			;
+			__atomic_add_fetch(punched, 1, __ATOMIC_RELAXED);
 		_exit(1);
 	}
+	EXPECT_TRUE(wait_until(__atomic_load_n(punched, __ATOMIC_RELAXED), 1000));
+	before = __atomic_load_n(punched, __ATOMIC_RELAXED);
 	for (i = 1; i <= nr_errors && i < s->nr_raw; i++)
 		lose(_metadata, s, i);
+	/* It goes on beside them, and afterwards. */
+	EXPECT_LT(before, __atomic_load_n(punched, __ATOMIC_RELAXED));
+	before = __atomic_load_n(punched, __ATOMIC_RELAXED);
+	EXPECT_TRUE(wait_until(__atomic_load_n(punched, __ATOMIC_RELAXED) != before, 1000));
 	kill_child(_metadata, pid);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
@@ -1296,15 +1306,15 @@ TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
 
 	lose_spots(_metadata, s);
 
-	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_NE(0, unpoison(s->head[0]));
+	expect_not_unpoisoned(_metadata, raw_pfn(s, s->nr_raw / 2));
+	expect_not_unpoisoned(_metadata, s->head[0]);
 	unmap_file(s);
-	EXPECT_NE(0, unpoison(raw_pfn(s, s->nr_raw / 2)));
-	EXPECT_NE(0, unpoison(s->head[0]));
+	expect_not_unpoisoned(_metadata, raw_pfn(s, s->nr_raw / 2));
+	expect_not_unpoisoned(_metadata, s->head[0]);
 
 	expect_corrupted(_metadata, s);
-	EXPECT_EQ(-1, pread(s->fd, &byte, 1, 0));
-	EXPECT_EQ(-1, pread(s->fd, &byte, 1, s->nr_raw / 2 * psize()));
+	EXPECT_ERRNO(EIO, pread(s->fd, &byte, 1, 0));
+	EXPECT_ERRNO(EIO, pread(s->fd, &byte, 1, s->nr_raw / 2 * psize()));
 	expect_pool(_metadata, s, 0, 1);
 
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
