@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# What every script of the harness begins with: . "${0%/*}/../lib.sh"
+# Every script of the harness begins with . "${0%/*}/../lib.sh"
 # (A value after local is quoted: some sh would split it.)
 # shellcheck shell=sh disable=SC2034
 
@@ -67,7 +67,7 @@ SOURCE=$O/$BASE-source		# the package's source, a git repository
 TREE=$O/$BASE/linux		# the patched tree, a worktree of it
 suffix=$suffix${PAGES:+-$PAGES}${debug:+-$debug}${BENCH:+-bench}
 
-# What the scripts remember from one run to the next, a file each:
+# The scripts remember from one run to the next, in a file each:
 #	source		what $SOURCE was made from, a line
 #	ksrc		the KSRC= that it was made with
 #	has		the patches that it had already, the last one first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# What bench.sh's figures say about the goals: tables, as text or, with -v html=1, as HTML.
+# Compare bench.sh's figures with the goals, in tables: as text or, with -v html=1, as HTML.
 
 function heading(text, a, b, ratio) {
 	because("")
@@ -29,7 +29,7 @@ function compare(what, a, b, goal) {
 		row(what, a, b, b - a, sprintf("%.4f", b / a), goal, b / a <= goal)
 	else
 		row(what, a, b, "", "", goal, 0)
-	# What begins with blanks is about the same as the row above.
+	# A row that begins with blanks is about the same as the one above.
 	if (what !~ /^ /)
 		about = what
 	else

@@ -22,7 +22,7 @@ esac
 
 table_head
 
-# What the source package's debian/bin/test-patches does, on the files concerned. Its
+# Do as the source package's debian/bin/test-patches, with the touched files. Its
 # tree is that of the package linux-source, all of Debian's patches applied.
 tree=$logs/tree
 rm -rf "$tree"

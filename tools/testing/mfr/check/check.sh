@@ -36,7 +36,7 @@ jobs=$O/runs/jobs-$BASE$suffix
 	for m in $stock_machines; do
 		echo "vm/machine.sh stock $m"
 	done
-	# What it says of the sources is the same for each architecture.
+	# The static tests say the same for each architecture.
 	if [ -z "$MACHINES" ] && [ $SRCARCH = x86 ]; then
 		echo "check/lint.sh $cases"
 	fi

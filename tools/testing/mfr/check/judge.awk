@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-# What the results of a machine mean, which come as pass|fail|skip<TAB>COMMAND<TAB>CASE:
-# lines as for verdict in lib.sh. lacks and fails are from machines.cfg. Adds to the file
+# Judge the results of a machine, lines pass|fail|skip<TAB>COMMAND<TAB>CASE, and print them
+# as lines for verdict in lib.sh. lacks and fails are from machines.cfg. Adds to the file
 # "matched" which patterns of lacks are the name of a case.
 
 # Is this the name of a case? In a pattern, * stands for any text.

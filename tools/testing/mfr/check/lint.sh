@@ -213,7 +213,7 @@ build_sparse() {
 objects=$(git -C "$TREE" diff --name-only base HEAD -- '*.c' ':!tools' ':!*_kunit.c' |
 	grep -v "^arch/" | sed 's/c$/o/'
 	git -C "$TREE" diff --name-only base HEAD -- "arch/$SRCARCH/*.c" | sed 's/c$/o/')
-# What rb_link_node_rcu() gives wherever it is used
+# rb_link_node_rcu() gives this wherever it is used.
 noise='^rbtree.h: error: incompatible types in comparison expression'
 sparse() {	# sparse stock|patched SOURCE OBJECTS
 	local log="$logs/sparse-$1" obj

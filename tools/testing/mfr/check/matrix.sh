@@ -128,7 +128,7 @@ if wanted htmldocs; then
 	fi
 fi
 
-# What has nothing to say of the patched files has nothing new to say.
+# A check that is silent about the patched files needs no comparison with stock.
 if wanted coccicheck; then
 	: >"$logs/coccicheck-stock"
 	: >"$logs/coccicheck-patched"

@@ -19,7 +19,7 @@ rm -rf "$dir"
 
 cp "$MFR/hardware/run-tests" "$MFR/hardware/README" "$dir"
 cp "$TREE/tools/testing/selftests/mm/hugetlb-mfr.rst" "$TREE/COPYING" "$dir"
-# What runs, from the table of machines: NAME<TAB>POOL<TAB>NEEDS<TAB>COMMAND
+# The commands come from the table of machines: NAME<TAB>POOL<TAB>NEEDS<TAB>COMMAND
 table | awk -F '\t' -f "$MFR/hardware/commands.awk" >"$dir/commands"
 cut -f 4 "$dir/commands" | tr ' ' '\n' >"$headers/words"
 for p in "$dir"/bin/*; do

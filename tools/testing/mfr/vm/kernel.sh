@@ -35,8 +35,8 @@ if [ -f "$dir/$image" ] && [ "$(cat "$dir/built" 2>/dev/null)" = "$inputs" ]; th
 fi
 rm -f "$dir/built" "$dir/$image"
 
-# What both kernels have in common is built once: the patched one begins as a copy of the
-# stock one, where make finds what has changed. (A comment is no reason to build anything.)
+# The patched kernel begins as a copy of the stock one, so all that they have in common is
+# built once. (A comment is no reason to build anything.)
 stock=$(kernel_dir stock)
 if [ "$which" = patched ] && [ ! -d "$obj" ] && [ -f "$stock/built" ]; then
 	rm -rf "$obj.new"
@@ -58,7 +58,7 @@ log=$dir/build.log
 	$make olddefconfig
 } >"$log" 2>&1 || die "configuring failed, see $log"
 
-# What was asked for must be there; what was asked for last counts.
+# The configuration must have all that the fragments ask for; the last one counts.
 lost=$(cat $fragments | awk -F = '/^CONFIG_/ { want[$1] = $0 } END { for (w in want) print want[w] }' |
 	while read -r want; do
 	case $want in

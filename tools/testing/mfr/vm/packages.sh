@@ -9,7 +9,7 @@
 
 wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
 	cpio gzip rsync perl python3-ply python3-git libc6-dev procps shellcheck $*"
-# What is part of the initramfs, or of programs there.
+# These are part of the initramfs, or of programs there.
 inside="busybox-static bash-static libcap-dev libnuma-dev"
 case $SRCARCH in
 x86)	wanted="$wanted qemu-system-x86 btrfs-progs $inside" ;;
