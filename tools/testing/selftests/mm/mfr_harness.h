@@ -241,7 +241,7 @@ static inline void open_holes(struct __test_metadata *_metadata, struct subject 
 	ASSERT_NE(NULL, s->map);
 }
 
-/* With all hugepages, but don't fill them: what they contain doesn't matter. */
+/* Make a file with all its hugepages, but don't fill them. */
 static inline void open_unfilled(struct __test_metadata *_metadata, struct subject *s,
 				 unsigned int flags)
 {
@@ -281,7 +281,7 @@ static inline void setup_keeping(struct __test_metadata *_metadata, struct subje
 	setup_subject(_metadata, s, size, injector, nr_huge);
 }
 
-/* Make it, with other @flags, too. */
+/* Make a file with the flag, and with other @flags. */
 static inline void setup_kept(struct __test_metadata *_metadata, struct subject *s,
 			      unsigned long size, const struct injector *injector,
 			      unsigned long nr_huge, unsigned int flags)
@@ -300,7 +300,7 @@ static inline void map_afresh(struct __test_metadata *_metadata, struct subject 
 	ASSERT_NE(NULL, s->map);
 }
 
-/* Take all hugepages out of the file, which stays open, */
+/* Take all hugepages out of the file, which stays open. */
 static inline void empty_file(struct __test_metadata *_metadata, struct subject *s)
 {
 	if (s->map)
@@ -308,7 +308,7 @@ static inline void empty_file(struct __test_metadata *_metadata, struct subject 
 	ASSERT_EQ(0, ftruncate(s->fd, 0));
 }
 
-/* or doesn't. */
+/* Take all hugepages out of the file, and close it. */
 static inline void let_go(struct __test_metadata *_metadata, struct subject *s)
 {
 	empty_file(_metadata, s);
@@ -333,7 +333,7 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 	} \
 	struct subject
 
-/* That a thread has heard of one error, and what of it */
+/* A thread got one SIGBUS, with this code, address and size. */
 static inline void expect_heard(struct __test_metadata *_metadata, const struct heard *h,
 				int code, char *addr, unsigned int lsb)
 {
@@ -364,7 +364,7 @@ static inline void expect_fault_in(struct __test_metadata *_metadata, char *page
 	expect_heard_fault(_metadata, &heard, page);
 }
 
-/* The same of another process */
+/* Another process got the early signal for raw page @nr. */
 static inline void expect_witnessed(struct __test_metadata *_metadata, struct witness *w,
 				    unsigned long nr)
 {
@@ -484,7 +484,7 @@ static inline void lose_many(struct __test_metadata *_metadata, struct subject *
 		lose(_metadata, s, s->nr_raw - 1);
 }
 
-/* Unpoisoning is refused; after a machine check it always is, which proves nothing. */
+/* Unpoisoning @pfn is refused. After a machine check it always is, so don't try then. */
 static inline void expect_not_unpoisoned(struct __test_metadata *_metadata,
 					 unsigned long pfn)
 {
@@ -617,7 +617,7 @@ static inline void expect_released(struct __test_metadata *_metadata, struct sub
 	expect_pool(_metadata, s, 1, 0);
 }
 
-/* Nothing else holds the only hugepage of the file. */
+/* End the file: nothing else holds its only hugepage. */
 static inline void expect_end(struct __test_metadata *_metadata, struct subject *s)
 {
 	let_go(_metadata, s);

@@ -2,8 +2,8 @@
 /*
  * What the tests of memory failure recovery have in common, without the test harness.
  *
- * Each file that includes machine_check.h has its own note of who is a victim.  Whoever
- * becomes one does so here, where the handler of SIGBUS is.
+ * machine_check.h keeps the state of a victim in static variables, one set in each file
+ * that includes it.  Threads become victims in this file, where the handler of SIGBUS is.
  */
 
 #include <glob.h>
@@ -775,7 +775,7 @@ void restore_pools(void)
 			demote_to(size, ledger->saved[i].demote_kb << 10);
 	}
 
-	/* They are restored as a whole.  Is it the same on each node? */
+	/* The pools are restored as a whole: restore the share of each node. */
 	for (i = 0; i < ledger->nr_sizes; i++)
 		for (node = 0; node < MAX_NODES; node++) {
 			unsigned long size = ledger->saved[i].size;
@@ -888,7 +888,7 @@ unsigned long hardware_corrupted(void)
 	return meminfo_kb("HardwareCorrupted");
 }
 
-/* A counter of the memory_failure statistics of a node, */
+/* A counter of the memory_failure statistics of one node */
 long node_mf_stat(int node, const char *name)
 {
 	char path[PATH_MAX];
@@ -898,7 +898,7 @@ long node_mf_stat(int node, const char *name)
 	return read_long(path, &val) ? val : -1;
 }
 
-/* and of all. */
+/* The sum of such a counter over all nodes */
 long mf_stat(const char *name)
 {
 	long val, sum = -1;
