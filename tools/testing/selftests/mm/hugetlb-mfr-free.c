@@ -785,8 +785,11 @@ TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 
 	for (i = 0; i < 2; i++) {
 		note_lost(_metadata, s, spot(s, i));
-		/* memory_failure() must report that it couldn't handle the error. */
-		EXPECT_EQ(-EBUSY, inject(s, spot(s, i)));
+		/*
+		 * memory_failure() must report that it couldn't handle the error, and of
+		 * the second one that it has hit a poisoned folio.
+		 */
+		EXPECT_EQ(i ? -EHWPOISON : -EBUSY, inject(s, spot(s, i)));
 	}
 	/* Had that one finished, this would have come too late. */
 	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
