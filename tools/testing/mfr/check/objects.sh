@@ -22,9 +22,13 @@ switch_to() {	# switch_to stock|patched
 # objects_of OBJ: which of the touched objects the configuration in OBJ has. (make
 # FILE.o builds others as well, and fails in directories that are left out.)
 objects_of() {
-	local c d
+	local c d arch
+	# Other architectures' Makefiles name their objects whatever the configuration is.
+	arch=$(sed -n 's/^CONFIG_\(X86\|ARM64\|RISCV\|S390\)=y/\1/p' \
+		"$1/include/config/auto.conf" | tr '[:upper:]' '[:lower:]')
 	for d in $(dirname $c_files | sort -u); do
 		[ -f "$BOTH/$d/Makefile" ] || continue
+		case $d in arch/"$arch"/*) ;; arch/*) continue ;; esac
 		cat >"$1/mfr-query" <<-EOT
 			include $1/include/config/auto.conf
 			include $BOTH/$d/Makefile

@@ -15,10 +15,6 @@ need_x86 "make prefixes boots the kernels of x86 only"
 config=$(kernel_dir patched)/config
 [ -f "$config" ] || die "there is no $config; 'make kernel BASE=$BASE' makes it"
 . "$MFR/check/objects.sh"
-# Other architectures don't compile here.
-c_files=$(for c in $c_files; do
-	case $c in arch/$SRCARCH/*|[!a]*|a[!r]*) echo "$c" ;; esac
-done)
 logs=$O/runs/prefixes-$BASE
 cases=$logs/cases
 obj=$O/$BASE/prefixes
