@@ -243,7 +243,7 @@ static void forget(struct subject *s, unsigned long huge)
  * Some hugepages of a kept file
  */
 
-/* What the file contains doesn't matter here. */
+/* The contents of the file don't matter here. */
 static void setup_map(struct __test_metadata *_metadata, struct subject *s,
 		      unsigned long size, const struct injector *injector,
 		      unsigned long nr_huge)
@@ -470,7 +470,7 @@ TEST_F_TIMEOUT(map, stays_when_a_part_is_punched, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-/* Which looks for pins, and has a mark of its own for them. */
+/* F_ADD_SEALS looks for pins, and has a mark of its own for them. */
 TEST_F_TIMEOUT(map, stays_when_the_file_is_sealed, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1340,7 +1340,7 @@ TEST_F_TIMEOUT(raced, hugepages_leave_while_the_map_is_read, SLOW)
 }
 
 /*
- * What the record doesn't know
+ * Lost pages that are not recorded
  */
 
 FIXTURE(unrecorded)

@@ -16,7 +16,7 @@
  *   circle	corrupt, release, unpoison, and all over again
  *   page_types	the same by page-types of tools/mm, which PATH must lead to
  *
- * What holds CPUs needs mce-at, which HUGETLB_MFR_AT leads to, as hugetlb-mfr-kernel does.
+ * Tests that hold CPUs need mce-at, which HUGETLB_MFR_AT names, like hugetlb-mfr-kernel.
  */
 
 #define _GNU_SOURCE
@@ -1204,7 +1204,7 @@ TEST_F_TIMEOUT(circle, the_filter_lets_errors_pass_or_not_but_never_half, SLOW)
 	}
 	kill_child(_metadata, pid);
 	restore_filter();
-	/* Else there was no race. */
+	/* At least one error was filtered: there was a race. */
 	EXPECT_LT(0, nr_filtered);
 	EXPECT_LT(0, s->nr_lost);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What moves the hugepages of a memfd made with MFD_MF_KEEP_UE_MAPPED, or wants the memory
- * that they are in.
+ * Attempts to move the hugepages of a memfd made with MFD_MF_KEEP_UE_MAPPED, or to get the
+ * memory that they are in.
  *
  * Whatever would move a kept hugepage is refused if it has lost pages, and otherwise moves
  * it to a hugepage that is kept as well.
@@ -202,7 +202,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 }
 
 /*
- * What moves a hugepage to another node
+ * System calls that move a hugepage to another node
  */
 
 FIXTURE(moved)
@@ -690,7 +690,7 @@ TEST_F_TIMEOUT(block, with_lost_pages_of_a_hugepage_in_use_stays_online, 2 * SLO
 	/* Nothing but the hugepage was in the way. */
 	EXPECT_EQ(0, change_block(self->block[1], "offline"));
 	EXPECT_FALSE(block_is_online(self->block[1]));
-	/* That is so with every block that lost pages. */
+	/* A block with pages that are lost for good can't go online again. */
 	EXPECT_EQ(ledger->for_ever ? -EHWPOISON : 0,
 		  change_block(self->block[1], "online"));
 	expect_corrupted(_metadata, s);
@@ -707,7 +707,7 @@ TEST_F_TIMEOUT(block, takes_no_healthy_hugepage_along, 2 * SLOW)
 	EXPECT_EQ(0, change_block(self->block[0], "online"));
 	EXPECT_TRUE(block_is_online(self->block[0]));
 
-	/* What was free in the block has left the pool. */
+	/* The free hugepages of the block have left the pool. */
 	s->before = pool_read(s->size);
 	s->before.free++;
 	expect_all_kept(_metadata, s);
@@ -840,7 +840,7 @@ TEST_F_TIMEOUT(crowded_block, moves_what_it_can_but_no_lost_pages, 2 * SLOW)
 }
 
 /*
- * What wants to make hugepages of another size
+ * Hugepages of another size, made of the memory of a kept one
  */
 
 FIXTURE(contig)

@@ -167,7 +167,7 @@ TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
 	ASSERT_NE(NULL, buf);
 	lose_unrecorded(_metadata, s, 7);
 
-	/* Who maps it still has it. */
+	/* A process that maps the hugepage can still use it. */
 	EXPECT_TRUE(try_write(raw_page(s, nr)));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 
@@ -233,7 +233,7 @@ TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_news_when_reported_again,
 	}
 	expect_corrupted(_metadata, s);
 
-	/* Nor does the hugepage become any better by that. */
+	/* The repeated errors don't change that the hugepage can't be reused. */
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
 	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);

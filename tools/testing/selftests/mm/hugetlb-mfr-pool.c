@@ -184,7 +184,7 @@ TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
 	expect_all_come_back(_metadata, s, 0);
 }
 
-/* What the pool is meant to have; sysfs tells what it has. */
+/* The pool gets the size that is asked for; sysfs shows the size that it has. */
 TEST_F(accounted, the_pool_does_not_wait_for_the_poisoned_hugepage)
 {
 	struct subject *s = &self->s;
@@ -278,7 +278,7 @@ TEST_F_TIMEOUT(counted, all_free_hugepages_may_be_reserved_at_the_end, SLOW)
 	expect_change(_metadata, s, -1, -1, 2, 0);
 	EXPECT_EQ(NULL, map_others(s, 1));
 
-	/* What was promised is there. */
+	/* The reserved hugepages are there. */
 	EXPECT_TRUE(try_write(others));
 	EXPECT_TRUE(try_write(others + s->size));
 	expect_change(_metadata, s, -1, -3, 0, 0);
@@ -834,7 +834,7 @@ FIXTURE_VARIANTS(charged, simulated_and_mce)
 
 #define CHILD	GROUP "/child"
 
-/* What a group is charged for, in hugepages; -1 if it doesn't say. */
+/* The charge of a group, in hugepages; -1 if it is unknown. */
 static long charge_get(struct subject *s, const char *group, const char *name)
 {
 	char path[PATH_MAX];

@@ -529,7 +529,7 @@ TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
 }
 
 /*
- * What outlives the file
+ * Pins that outlive the file
  */
 
 FIXTURE(pinned)
@@ -667,7 +667,7 @@ TEST_F_TIMEOUT(pinned, a_long_term_pin_across_a_lost_page_is_refused, SLOW)
 		}
 	}
 
-	/* What did not come about holds nothing. */
+	/* A pin that failed holds nothing. */
 	expect_end(_metadata, s);
 }
 
@@ -846,7 +846,7 @@ TEST_F_TIMEOUT(pinned, errors_find_a_hugepage_that_only_a_pin_holds, SLOW)
 	lose_unmapped(_metadata, s, s->nr_raw - 1);
 	/* Also the very page that is pinned. */
 	lose_unmapped(_metadata, s, nr + 1);
-	/* What was lost is lost, before the end of the file or after it. */
+	/* The page is lost, whether that was before the end of the file or after it. */
 	EXPECT_EQ(by_address(s)->again, by_address(s)->inject(NULL, raw_pfn(s, nr)));
 	EXPECT_EQ(by_address(s)->again, by_address(s)->inject(NULL, raw_pfn(s, 0)));
 	EXPECT_EQ(delayed + 4, mf_stat("delayed"));
@@ -1240,7 +1240,7 @@ FIXTURE_SETUP(left_over)
 		SKIP(return, "needs io_uring");
 	if (variant->is_pinned) {
 		ASSERT_EQ(0, register_buffer(&self->ring, s->map, s->size));
-		/* Who pins it for long may get it moved. */
+		/* FOLL_LONGTERM may have moved the folio: look up its pfn again. */
 		s->head[0] = mapped_pfn(s->map);
 	} else {
 		ASSERT_EQ(0, pipe(self->pipe));
@@ -1470,7 +1470,7 @@ static void unpin_kind(struct pins *p, int kind)
 		destroy_ring(&p->ring[i]);
 }
 
-/* Which hugepages a kind of pins holds; see pin_all(). */
+/* The hugepages that a kind of pins holds; see pin_all(). */
 static const unsigned int held_by[NR_PINS] = {
 	[IN_PIPE] = 1 << 0 | 1 << 1 | 1 << 3,
 	[LONG_TERM] = 1 << 1 | 1 << 2,
@@ -1656,7 +1656,7 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 	let_go(_metadata, s);
 	wait_for_pool(_metadata, s, NR_SEVERAL, 0);
 	expect_corrupted(_metadata, s);
-	/* What is freed first is taken first, and a kernel stack shows no flag. */
+	/* Pages freed first may be kernel stacks by now, which set no flag. */
 	s->nr_unknown = 4;
 	for (i = 0; i < NR_SEVERAL; i++)
 		expect_all_come_back(_metadata, s, i);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What changes the mappings of the hugepages of a memfd made with MFD_MF_KEEP_UE_MAPPED.
+ * Changes to the mappings of hugepages of a memfd made with MFD_MF_KEEP_UE_MAPPED.
  *
  * The fixtures:
  *   mapped	what changes a mapping
@@ -12,7 +12,7 @@
 #include "mfr_harness.h"
 #include <linux/userfaultfd.h>
 
-/* What the headers of 6.12 don't have */
+/* The headers of 6.12 lack these. */
 #ifndef UFFDIO_RWPROTECT
 struct uffdio_rwprotect {
 	struct uffdio_range range;
@@ -27,7 +27,7 @@ struct uffdio_rwprotect {
 #endif
 
 /*
- * What changes a mapping
+ * System calls that change a mapping
  */
 
 FIXTURE(mapped)
@@ -191,7 +191,7 @@ TEST_F_TIMEOUT(mapped, mlock_and_munlock_change_nothing_else, SLOW)
 	expect_released(_metadata, s);
 }
 
-/* What paging and the like make of hugepages: nothing. */
+/* Paging and the like don't change hugepages. */
 TEST_F_TIMEOUT(mapped, advice_for_small_pages_does_no_harm, SLOW)
 {
 	static const struct {
@@ -416,7 +416,7 @@ TEST_F_TIMEOUT(shared_table, both_processes_hear_of_each_lost_page, SLOW)
 	}
 	EXPECT_EQ(0, nr_changed_pages(s));
 
-	/* What is truncated is truncated in both. */
+	/* Truncated pages are gone from both. */
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	EXPECT_FALSE(is_mapped(s->map));
 	EXPECT_FALSE(ask(_metadata, &h, LOOK, 0).ok);
@@ -424,7 +424,7 @@ TEST_F_TIMEOUT(shared_table, both_processes_hear_of_each_lost_page, SLOW)
 	kill_child(_metadata, h.helper.pid);
 }
 
-/* Who stops to share has to fill in its own page table, but not with lost pages. */
+/* A process that stops sharing fills its own page table, but not with lost pages. */
 static void expect_unshared(struct __test_metadata *_metadata, struct subject *s,
 			    unsigned long how)
 {

@@ -313,7 +313,7 @@ TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
 	}
 	expect_intact(_metadata, s);
 
-	/* Nor did any of them leave a reference behind. */
+	/* None of them left a reference behind. */
 	expect_end(_metadata, s);
 }
 
@@ -326,7 +326,7 @@ TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
 	/* It is no repeat if it happens later on. */
 	lose(_metadata, s, nr);
 
-	/* What was lost before stays known. */
+	/* Pages lost before stay known. */
 	ASSERT_TRUE(filter_all_errors());
 	EXPECT_EQ(s->injector->filtered, inject(s, neighbour(nr)));
 	restore_filter();
@@ -433,7 +433,7 @@ TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
 
-	/* Who consumes a page must map it; else nobody does when it is lost. */
+	/* A thread that consumes a page must map it; otherwise nobody does when it is lost. */
 	if (s->injector->code == BUS_MCEERR_AR) {
 		map_afresh(_metadata, s);
 		ASSERT_FALSE(is_mapped(s->map));
@@ -897,7 +897,7 @@ TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
 	EXPECT_EQ(0, register_buffer(&r, raw_page(s, 0), nr * ps));
 	destroy_ring(&r);
 
-	/* What did not come about holds nothing. */
+	/* A request that failed holds nothing. */
 	expect_end(_metadata, s);
 }
 
@@ -1044,7 +1044,7 @@ TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
 	close(buf);
 	close(fd);
 
-	/* What did not come about holds nothing. */
+	/* A request that failed holds nothing. */
 	unmap_file(s);
 	close(s->fd);
 	expect_released(_metadata, s);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of memory failure recovery have in common and what needs the test
- * harness: to set up a file, to lose pages of it, and what must hold for it then.
+ * The part of the tests' library that needs the test harness: it sets up a file, loses
+ * pages of it, and checks what must hold then.
  */
 #ifndef _SELFTESTS_MM_MFR_HARNESS_H
 #define _SELFTESTS_MM_MFR_HARNESS_H
@@ -721,7 +721,7 @@ static inline void wait_for_pool(struct __test_metadata *_metadata, struct subje
 }
 
 /*
- * What counts hugepages
+ * Counters of hugepages
  */
 
 /* Open a kept file with only one hugepage. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the tests of memory failure recovery have in common, without the test harness.
+ * The library of the tests of memory failure recovery, without the test harness.
  *
  * machine_check.h keeps the state of a victim in static variables, one set in each file
  * that includes it.  Threads become victims in this file, where the handler of SIGBUS is.
@@ -21,7 +21,7 @@ static const char * const filters[NR_FILTERS] = {
 	DEBUGFS_FILTER_MEMCG,
 };
 
-/* What tests change, in the order in which it is put right: faults first. */
+/* Undo the changes that tests make, in this order: fault injection first. */
 static const char * const settings[NR_SETTINGS] = {
 	FAILSLAB "probability",
 	FAILSLAB "times",
@@ -354,7 +354,7 @@ bool write_text(const char *path, const char *text)
 	return ok;
 }
 
-/* What the kernel's log says from a moment on. */
+/* The kernel's log from a moment on. */
 static struct {
 	int fd;
 	size_t len;
@@ -732,7 +732,7 @@ static void restore_setting(const char *path, const char *was)
 		write_text(path, was);
 }
 
-/* What tests change beside pools and pages. */
+/* Settings that tests change beside pools and pages. */
 void restore_settings(void)
 {
 	unsigned int i;
@@ -805,7 +805,7 @@ bool read_pagemap(char *addr, unsigned long nr, uint64_t *entries)
 	size_t len = nr * sizeof(*entries);
 	off_t start = (uintptr_t)addr / psize() * sizeof(*entries);
 
-	/* What a parent has opened is about the parent's memory. */
+	/* The files that a parent has opened are about the parent's memory. */
 	if (whose != getpid()) {
 		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		if (fd < 0)
@@ -1135,7 +1135,7 @@ void drain_percpu_lists(int drain, unsigned long pfn)
 	char addr[32];
 
 	snprintf(addr, sizeof(addr), "0x%lx\n", pfn * psize());
-	/* Which is what the filter is for. */
+	/* The filter rejects every pfn, so the write must fail. */
 	if (write(drain, addr, strlen(addr)) > 0)
 		ksft_print_msg("a filtered page was offlined\n");
 }

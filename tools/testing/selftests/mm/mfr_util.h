@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of memory failure recovery have in common and what doesn't need the test
- * harness: ways to lose memory, a file whose hugepages are lost in part, and what the
- * kernel tells of both.  See mfr_harness.h for the rest.
+ * The part of the tests' library that doesn't need the test harness: ways to lose memory,
+ * a file whose hugepages are lost in part, and what the kernel tells of both.  See
+ * mfr_harness.h for the rest.
  *
  * Words: a raw page is one small page of a hugepage.  A lost page is a raw page
  * with an uncorrected error.  A kept hugepage belongs to a file made with
@@ -203,7 +203,7 @@ struct subject {
 	unsigned long nr_unknown;	/* what the kernel may take meanwhile */
 };
 
-/* What the last SIGBUS to this thread said, and how many there were. */
+/* The contents of the last SIGBUS to this thread, and how many there were. */
 struct heard {
 	int nr;
 	int code;
@@ -337,7 +337,7 @@ int open_drain(void);
 void drain_percpu_lists(int drain, unsigned long pfn);
 void close_drain(int drain);
 
-/* What is poisoned */
+/* The poisoned pages */
 void open_ledger(void);
 long settle_ledger(void);
 bool note_poison(unsigned long pfn, unsigned long head);
