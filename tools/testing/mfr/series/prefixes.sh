@@ -11,16 +11,14 @@
 need_x86 "make prefixes boots the kernels of x86 only"
 
 "$MFR/vm/packages.sh"
-"$MFR/series/tree.sh"
-config=$(kernel_dir patched)/config
-[ -f "$config" ] || die "there is no $config; 'make kernel BASE=$BASE' makes it"
+"$MFR/vm/kernel.sh" patched config
 . "$MFR/check/objects.sh"
 logs=$O/runs/prefixes-$BASE
 cases=$logs/cases
 obj=$O/$BASE/prefixes
 rm -rf "$logs"
 mkdir -p "$logs" "$obj"
-cp "$config" "$obj/.config"
+cp "$(kernel_dir patched)/config" "$obj/.config"
 
 # A build directory for initramfs.sh and boot.sh, with the tree as it is after a patch
 at=$O/$BASE/at-prefix

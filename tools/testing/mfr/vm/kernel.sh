@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# kernel.sh stock|patched: build that kernel, and its headers for userspace
+# kernel.sh stock|patched [config]: build that kernel, and its headers for userspace; with
+# "config" only make its configuration
 # shellcheck disable=SC2086
 
 . "${0%/*}/../lib.sh"
@@ -68,6 +69,9 @@ lost=$(cat $fragments | awk -F = '/^CONFIG_/ { want[$1] = $0 } END { for (w in w
 done)
 [ -z "$lost" ] || die "the configuration doesn't keep:" $lost
 cp "$obj/.config" "$dir/config"
+if [ "${2-}" = config ]; then
+	exit 0
+fi
 
 # progress: show how many lines of make's output there were so far
 progress() {
