@@ -19,26 +19,37 @@ switch_to() {	# switch_to stock|patched
 	git -C "$BOTH" checkout -q --detach "$ref"
 }
 
+# built_in OBJ DIR: the objects and directories that the configuration in OBJ has there
+built_in() {
+	cat >"$1/mfr-query" <<-EOT
+		include $1/include/config/auto.conf
+		include $BOTH/$2/Makefile
+		built := \$(obj-y) \$(obj-m)
+		mfr-query:
+			@:\$(foreach o,\$(built) \$(foreach b,\$(built:.o=),\$(\$b-y) \$(\$b-objs)), \\
+			\$(info $2/\$o))
+	EOT
+	make -s --no-print-directory -C "$BOTH" -f "$1/mfr-query" \
+		srctree="$BOTH" src="$BOTH/$2" obj="$2" mfr-query 2>/dev/null
+}
+
 # objects_of OBJ: which of the touched objects the configuration in OBJ has. (make
 # FILE.o builds others as well, and fails in directories that are left out.)
 objects_of() {
-	local c d arch
+	local c d up arch
 	# Other architectures' Makefiles name their objects whatever the configuration is.
 	arch=$(sed -n 's/^CONFIG_\(X86\|ARM64\|RISCV\|S390\)=y/\1/p' \
 		"$1/include/config/auto.conf" | tr '[:upper:]' '[:lower:]')
 	for d in $(dirname $c_files | sort -u); do
 		[ -f "$BOTH/$d/Makefile" ] || continue
 		case $d in arch/"$arch"/*) ;; arch/*) continue ;; esac
-		cat >"$1/mfr-query" <<-EOT
-			include $1/include/config/auto.conf
-			include $BOTH/$d/Makefile
-			built := \$(obj-y) \$(obj-m)
-			mfr-query:
-				@:\$(foreach o,\$(built) \$(foreach b,\$(built:.o=),\$(\$b-y) \$(\$b-objs)), \\
-				\$(info $d/\$o))
-		EOT
-		make -s --no-print-directory -C "$BOTH" -f "$1/mfr-query" \
-			srctree="$BOTH" src="$BOTH/$d" obj="$d" mfr-query 2>/dev/null
+		# So do Makefiles of directories that the one above leaves out.
+		up=$(dirname "$d")
+		if [ "$up" != . ] && grep -qs "[ 	]${d##*/}/" "$BOTH/$up/Makefile" &&
+		   ! built_in "$1" "$up" | grep -qxF "$d/"; then
+			continue
+		fi
+		built_in "$1" "$d"
 	done | sort -u >"$1/mfr-objects"
 	for c in $c_files; do
 		if grep -qxF "${c%c}o" "$1/mfr-objects"; then
