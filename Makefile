@@ -23,6 +23,8 @@ help:
 	@echo "make tests-tar  build/tests-BASE.tar.gz: the tests, for a patched kernel elsewhere"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
+	@echo "make check-fresh  run and check in a newly installed Debian 13; SUITE=bookworm: 12;"
+	@echo "                QEMU=backports; TARGETS='COMMAND...': only these"
 	@echo "make lint       only the static tests: of the series, and of these scripts"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make prefixes   what is touched, compiled after each patch: no new warnings; at"
@@ -53,7 +55,7 @@ run:
 bench:
 	@$(MFR)/bench/bench.sh
 
-check check-all check-debian check-peers lint matrix test:
+check check-all check-debian check-fresh check-peers lint matrix test:
 	@$(MFR)/check/$@.sh
 
 prefixes rangediff refresh series tree:
@@ -76,5 +78,5 @@ boot:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-peers lint matrix test prefixes \
+.PHONY: help run bench check check-all check-debian check-fresh check-peers lint matrix test prefixes \
 	rangediff refresh series tree machines tests-tar kernel boot clean
