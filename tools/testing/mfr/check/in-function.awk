@@ -9,6 +9,6 @@
 	close($1)
 	file = $1
 	sub(/^[^ ]* */, "")
-	gsub(/ on line [0-9]+/, "")
+	gsub(/ (on|at) line [0-9]+/, "")
 	print file ": warning: " name ": " $0
 }
