@@ -4,7 +4,9 @@
 # to their place, if they were edited there. A new file is stored as its commit
 # adds it. Another base than 7.3 gets patches of its own, in patches/BASE, only for
 # commits to which the patch of that name in patches/ doesn't lead. They have the
-# number of the latter, or 0000 if only that base needs them.
+# number of the latter, or 0000 if only that base needs them, and then a word why, if the
+# message has one: [mfr: BASE: upstream: ...] of what later kernels have, stock: of a bug
+# of that kernel alone, names: of what is only called otherwise there.
 
 . "${0%/*}/../lib.sh"
 
@@ -75,7 +77,9 @@ for c in $(git rev-list --reverse base..HEAD); do
 				die "'$(git log -1 --format=%s "$c")' is not 7.3's;" \
 				    "its message needs a line '[mfr: $BASE: why]'"
 			name=${shared%%-*}
-			name=${name:-0000}-${p#*-}
+			[ -n "$name" ] || name=0000$(git log -1 --format=%B "$c" |
+				sed -n "s/^\[mfr: $BASE: \([a-z]*\): .*/-\1/p")
+			name=$name-${p#*-}
 			[ "$name" = "$p" ] || mv "$out/$p" "$out/$name"
 			p=$BASE/$name
 		fi

@@ -42,7 +42,7 @@ prefix=PATCH
 git format-patch -q -n --zero-commit --no-signature --subject-prefix="$prefix" \
 	-o "$out" "$from..$to"
 # These lines are of use in patches/ only, as is the name of this harness.
-sed -i "/^New-file: /d; s/^\[mfr: $BASE: /[$BASE: /" "$out"/*.patch
+sed -i "/^New-file: /d; /^Unless: /d; s/^\[mfr: $BASE: /[$BASE: /" "$out"/*.patch
 
 heading() { printf '\n%s\n%s\n\n' "$1" "$(echo "$1" | sed 's/./=/g')"; }
 numbered() {	# numbered COMMAND...: a line for each commit for which it prints any

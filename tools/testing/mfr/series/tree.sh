@@ -53,6 +53,24 @@ apply() {
 in_index() { git rev-parse -q --verify ":$1"; }
 blob() { git hash-object -w --no-filters "$TOP/$1"; }
 
+# What the series builds on: lines "# Wants FILE | TEXT | WHAT" in its file.
+missing=$(sed -n 's/^# Wants //; t split; d; :split; s/ | /\t/gp' "$SERIES" |
+	while IFS='	' read -r file text what; do
+		grep -qsF -- "$text" "$SOURCE/$file" ||
+			printf '  %s, for %s\n' "$what" "$file"
+	done)
+[ -z "$missing" ] || die "$(cat "$STATE/source") lacks what the series builds on:
+$missing"
+
+# other_form PATCH: the source has in another form what that does. Its message tells how
+# to know: "Unless: FILE: TEXT".
+other_form() {
+	local unless
+	unless=$(sed -n 's/^Unless: //p' "$1")
+	[ -n "$unless" ] && [ -f "$SOURCE/${unless%%: *}" ] &&
+		grep -qF -- "${unless#*: }" "$SOURCE/${unless%%: *}"
+}
+
 # The source may have some of the patches already: those that can be taken off it,
 # the last one first.
 for p in $(patches | tac); do
@@ -62,7 +80,7 @@ for p in $(patches | tac); do
 		[ -f "$TOP/$n" ] || die "$p brings $n, which doesn't exist"
 		[ "$(in_index "$n")" = "$(blob "$n")" ] || continue 2
 	done
-	apply "$p" -R 2>/dev/null || continue
+	apply "$p" -R 2>/dev/null || other_form "$f" || continue
 	for n in $(new_files "$f"); do
 		git update-index --force-remove "$n"
 	done
@@ -76,7 +94,10 @@ for p in $(patches); do
 		say "left out, the source has it already: $p"
 		continue
 	fi
-	if ! apply "$p" 2>"$scratch/error"; then
+	# A source that has more of a later kernel may want the later form.
+	later=$TOP/patches/${p##*/}
+	if ! apply "$p" 2>"$scratch/error" &&
+	   ! { [ "$later" != "$f" ] && [ -f "$later" ] && apply "${p##*/}" 2>/dev/null; }; then
 		part=$(for n in $(sed -n 's,^+++ b/,,p' "$f"); do
 			if apply "$p" -R --check --include="$n" 2>/dev/null; then
 				echo "$n"
