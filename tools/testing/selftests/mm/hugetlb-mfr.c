@@ -927,6 +927,112 @@ TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 	destroy_ring(&one);
 }
 
+#define NR_BATCH	3
+
+static bool make_batch_ring(struct ring *r, unsigned int flags)
+{
+	size_t len;
+
+	memset(r, 0, sizeof(*r));
+	r->params.flags = IORING_SETUP_NO_SQARRAY | flags;
+	r->fd = syscall(SYS_io_uring_setup, NR_BATCH, &r->params);
+	if (r->fd < 0)
+		return false;
+	len = r->params.cq_off.cqes +
+	      r->params.cq_entries * sizeof(struct io_uring_cqe);
+	r->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
+		      IORING_OFF_SQ_RING);
+	r->sqe = mmap(NULL, r->params.sq_entries * sizeof(*r->sqe),
+		      PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, IORING_OFF_SQES);
+	return r->mem != MAP_FAILED && r->sqe != MAP_FAILED;
+}
+
+/*
+ * Submit writes of raw page @nr and both neighbors at once, as a link or one by one. If
+ * @nr is lost only its own write fails, and a link ends there.
+ */
+static void expect_batch(struct __test_metadata *_metadata, struct subject *s,
+			 struct ring *r, unsigned long nr, bool link)
+{
+	const int want[NR_BATCH] = {
+		psize(), -EFAULT, link ? -ECANCELED : (int)psize(),
+	};
+	unsigned int *sq_tail = r->mem + r->params.sq_off.tail;
+	unsigned int *sq_mask = r->mem + r->params.sq_off.ring_mask;
+	unsigned int *cq_head = r->mem + r->params.cq_off.head;
+	unsigned int *cq_tail = r->mem + r->params.cq_off.tail;
+	unsigned int *cq_mask = r->mem + r->params.cq_off.ring_mask;
+	struct io_uring_cqe *cqe, *cqes = r->mem + r->params.cq_off.cqes;
+	int res[NR_BATCH] = {}, fd, i, nr_done = 0;
+	char *buf = malloc(psize());
+
+	ASSERT_NE(NULL, buf);
+	fd = memfd_create("hugetlb-mfr", 0);
+	ASSERT_LE(0, fd);
+	for (i = 0; i < NR_BATCH; i++)
+		r->sqe[(*sq_tail + i) & *sq_mask] = (struct io_uring_sqe) {
+			.opcode = IORING_OP_WRITE_FIXED,
+			.flags = link && i < NR_BATCH - 1 ? IOSQE_IO_LINK : 0,
+			.fd = fd,
+			.off = i * psize(),
+			.addr = (uintptr_t)raw_page(s, nr - 1 + i),
+			.len = psize(),
+			.user_data = i,
+		};
+	__atomic_store_n(sq_tail, *sq_tail + NR_BATCH, __ATOMIC_RELEASE);
+	/* Those that are not submitted would never be done. */
+	ASSERT_EQ(NR_BATCH, syscall(SYS_io_uring_enter, r->fd, NR_BATCH, 0, 0, NULL, 0));
+	ASSERT_EQ(0, syscall(SYS_io_uring_enter, r->fd, 0, NR_BATCH,
+			     IORING_ENTER_GETEVENTS, NULL, 0));
+	while (*cq_head != __atomic_load_n(cq_tail, __ATOMIC_ACQUIRE)) {
+		cqe = &cqes[*cq_head & *cq_mask];
+		ASSERT_GT(NR_BATCH, cqe->user_data);
+		res[cqe->user_data] = cqe->res;
+		nr_done++;
+		__atomic_store_n(cq_head, *cq_head + 1, __ATOMIC_RELEASE);
+	}
+
+	EXPECT_EQ(NR_BATCH, nr_done);
+	for (i = 0; i < NR_BATCH; i++) {
+		EXPECT_EQ(want[i], res[i]);
+		if (want[i] < 0)
+			continue;
+		EXPECT_EQ(psize(), pread(fd, buf, psize(), i * psize()));
+		EXPECT_TRUE(page_is_intact(buf, nr - 1 + i));
+	}
+	close(fd);
+	free(buf);
+}
+
+static void expect_batches(struct __test_metadata *_metadata, struct subject *s,
+			   bool link)
+{
+	unsigned long nr = s->nr_raw / 2;
+	struct ring rings[2];
+	int i;
+
+	if (!make_batch_ring(&rings[0], 0) ||
+	    !make_batch_ring(&rings[1], IORING_SETUP_SUBMIT_ALL))
+		SKIP(return, "needs io_uring");
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, register_buffer(&rings[i], s->map, s->size));
+	lose(_metadata, s, nr);
+	for (i = 0; i < 2; i++) {
+		expect_batch(_metadata, s, &rings[i], nr, link);
+		destroy_ring(&rings[i]);
+	}
+}
+
+TEST_F_TIMEOUT(kept, a_lost_page_fails_its_request_and_no_other_of_its_batch, SLOW)
+{
+	expect_batches(_metadata, &self->s, false);
+}
+
+TEST_F_TIMEOUT(kept, a_lost_page_fails_its_request_and_what_is_linked_behind_it, SLOW)
+{
+	expect_batches(_metadata, &self->s, true);
+}
+
 TEST_F_TIMEOUT(kept, a_cloned_buffer_goes_on_without_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
