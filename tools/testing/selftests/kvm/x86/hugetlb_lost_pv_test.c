@@ -290,7 +290,7 @@ static u64 now_ms(void)
 /* Returns when the vCPU has been preempted often enough, or obviously won't be. */
 static void want_cpu(struct rival *rival)
 {
-	u64 deadline = now_ms() + 20000, before;
+	u64 deadline = now_ms() + SLOW * 1000 / 5, before;
 	struct vmm *vmm = rival->vmm;
 
 	before = vcpu_get_stat(vmm->vcpu, preemption_reported);
@@ -397,7 +397,7 @@ static void expect_not_updated(struct __test_metadata *_metadata, struct vmm *vm
 	EXPECT_EQ(0, memcmp(before, page, PAGE_SIZE));
 }
 
-TEST_F(steal_time, grows_with_the_time_waited_for_a_cpu)
+TEST_F_TIMEOUT(steal_time, grows_with_the_time_waited_for_a_cpu, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -416,7 +416,7 @@ TEST_F(steal_time, grows_with_the_time_waited_for_a_cpu)
 	EXPECT_GE(get_run_delay(), st->steal);
 }
 
-TEST_F(steal_time, says_preempted_while_the_vcpu_is_scheduled_out)
+TEST_F_TIMEOUT(steal_time, says_preempted_while_the_vcpu_is_scheduled_out, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -428,7 +428,7 @@ TEST_F(steal_time, says_preempted_while_the_vcpu_is_scheduled_out)
 	EXPECT_EQ(0, st->preempted);
 }
 
-TEST_F(steal_time, flushes_the_tlb_if_that_was_asked_for_meanwhile)
+TEST_F_TIMEOUT(steal_time, flushes_the_tlb_if_that_was_asked_for_meanwhile, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -441,7 +441,7 @@ TEST_F(steal_time, flushes_the_tlb_if_that_was_asked_for_meanwhile)
 	EXPECT_LT(flushes, vcpu_get_stat(vmm->vcpu, tlb_flush));
 }
 
-TEST_F(steal_time, adds_to_what_the_guest_has_left_there)
+TEST_F_TIMEOUT(steal_time, adds_to_what_the_guest_has_left_there, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -456,7 +456,7 @@ TEST_F(steal_time, adds_to_what_the_guest_has_left_there)
 	expect_updated(_metadata, vmm, st);
 }
 
-TEST_F(steal_time, marks_its_page_dirty_and_no_other)
+TEST_F_TIMEOUT(steal_time, marks_its_page_dirty_and_no_other, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -469,7 +469,7 @@ TEST_F(steal_time, marks_its_page_dirty_and_no_other)
 	EXPECT_FALSE(was_dirtied(vmm, 1));
 }
 
-TEST_F(steal_time, begins_when_there_is_a_memslot)
+TEST_F_TIMEOUT(steal_time, begins_when_there_is_a_memslot, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -482,7 +482,7 @@ TEST_F(steal_time, begins_when_there_is_a_memslot)
 	expect_updated(_metadata, vmm, host_page(vmm, 1));
 }
 
-TEST_F(steal_time, pauses_while_there_is_no_memslot)
+TEST_F_TIMEOUT(steal_time, pauses_while_there_is_no_memslot, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -494,7 +494,7 @@ TEST_F(steal_time, pauses_while_there_is_no_memslot)
 	expect_updated(_metadata, vmm, host_page(vmm, 1));
 }
 
-TEST_F(steal_time, moves_with_the_msr)
+TEST_F_TIMEOUT(steal_time, moves_with_the_msr, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -504,7 +504,7 @@ TEST_F(steal_time, moves_with_the_msr)
 	expect_updated(_metadata, vmm, host_page(vmm, 2));
 }
 
-TEST_F(steal_time, moves_within_its_page)
+TEST_F_TIMEOUT(steal_time, moves_within_its_page, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -519,7 +519,7 @@ TEST_F(steal_time, moves_within_its_page)
 	EXPECT_EQ(version, st->version);
 }
 
-TEST_F(steal_time, ends_with_the_msr)
+TEST_F_TIMEOUT(steal_time, ends_with_the_msr, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -530,7 +530,7 @@ TEST_F(steal_time, ends_with_the_msr)
 	expect_updated(_metadata, vmm, host_page(vmm, 1));
 }
 
-TEST_F(steal_time, follows_its_memslot)
+TEST_F_TIMEOUT(steal_time, follows_its_memslot, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	char *old;
@@ -544,7 +544,7 @@ TEST_F(steal_time, follows_its_memslot)
 	expect_updated(_metadata, vmm, host_page(vmm, 1));
 }
 
-TEST_F(steal_time, follows_the_mapping_of_its_memslot)
+TEST_F_TIMEOUT(steal_time, follows_the_mapping_of_its_memslot, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -557,7 +557,7 @@ TEST_F(steal_time, follows_the_mapping_of_its_memslot)
 	expect_updated(_metadata, vmm, host_page(vmm, 1));
 }
 
-TEST_F(steal_time, leaves_a_read_only_memslot_alone)
+TEST_F_TIMEOUT(steal_time, leaves_a_read_only_memslot_alone, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -569,7 +569,7 @@ TEST_F(steal_time, leaves_a_read_only_memslot_alone)
 	expect_not_updated(_metadata, vmm, host_page(vmm, 2));
 }
 
-TEST_F(steal_time, leaves_a_read_only_mapping_alone)
+TEST_F_TIMEOUT(steal_time, leaves_a_read_only_mapping_alone, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 
@@ -586,7 +586,7 @@ static void plug_and_unplug(struct vmm *vmm)
 	set_slot(vmm, 0);
 }
 
-TEST_F(steal_time, outlives_memslots_that_come_and_go)
+TEST_F_TIMEOUT(steal_time, outlives_memslots_that_come_and_go, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct rival rival = { .vmm = vmm, .meanwhile = plug_and_unplug };
@@ -602,7 +602,7 @@ static void map_and_unmap(struct vmm *vmm)
 	map_pages(PROT_READ | PROT_WRITE, vmm->mem);
 }
 
-TEST_F(steal_time, outlives_mappings_that_come_and_go)
+TEST_F_TIMEOUT(steal_time, outlives_mappings_that_come_and_go, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct rival rival = { .vmm = vmm, .meanwhile = map_and_unmap };
