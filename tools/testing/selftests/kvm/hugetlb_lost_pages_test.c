@@ -439,7 +439,7 @@ TEST_F_TIMEOUT(lost_pages, are_left_out_at_the_ends_of_a_block, SLOW)
 	lose_two(_metadata, &self->vmm, 0, pages_of_block() - 1);
 }
 
-TEST_F_TIMEOUT(lost_pages, are_left_out_at_the_ends_of_the_memory, SLOW)
+TEST_F_TIMEOUT(lost_pages, are_left_out_at_the_ends_of_memory, SLOW)
 {
 	lose_two(_metadata, &self->vmm, 0, self->vmm.s.nr_pages - 1);
 }
@@ -592,7 +592,7 @@ TEST_F_TIMEOUT(lost_pages, are_gone_from_busy_vcpus_at_once, SLOW)
  * block with that page as long as it isn't on record, which is after the VMAs of all
  * other mappings have been looked at.
  */
-TEST_F_TIMEOUT(lost_pages, are_not_brought_back_by_their_neighbors, SLOW)
+TEST_F_TIMEOUT(lost_pages, do_not_return_with_their_neighbors, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct subject other = vmm->s;
@@ -722,7 +722,7 @@ TEST_F_TIMEOUT(lost_pages, stay_out_when_dirty_logging_ends, SLOW)
 	expect_entries(_metadata, exact_entries(&vmm->s), completed, others);
 }
 
-TEST_F_TIMEOUT(lost_pages, stay_out_of_a_slot_made_anew, SLOW)
+TEST_F_TIMEOUT(lost_pages, stay_out_of_a_new_slot, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 

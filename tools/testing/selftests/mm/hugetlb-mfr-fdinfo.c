@@ -10,7 +10,7 @@
  *   many	a thousand lost pages in a hugepage of 1 GiB
  *   raced	reading the map while pages are lost and hugepages released
  *   unrecorded	a lost page that there was no memory to record
- *   on_its_way	an error in a hugepage that is not in the file yet
+ *   faulting	an error in a hugepage that is not in the file yet
  *   plain	files without the flag show nothing, also on kernels that lack it
  */
 
@@ -269,7 +269,7 @@ FIXTURE_SETUP(map)
 
 FIXTURE_TEARDOWN_SUBJECT(map);
 
-TEST_F_TIMEOUT(map, without_lost_pages_shows_the_policy_alone, SLOW)
+TEST_F_TIMEOUT(map, shows_only_the_policy_without_lost_pages, SLOW)
 {
 	expect_map(_metadata, &self->s, self->s.fd);
 	expect_extents(_metadata, &self->s, 0);
@@ -284,7 +284,7 @@ TEST_F_TIMEOUT(map, shows_one_lost_page, SLOW)
 	expect_extents(_metadata, s, 1);
 }
 
-TEST_F_TIMEOUT(map, shows_each_lost_page_as_soon_as_it_is_signalled, SLOW)
+TEST_F_TIMEOUT(map, has_each_lost_page_when_it_is_signalled, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long huge;
@@ -298,7 +298,7 @@ TEST_F_TIMEOUT(map, shows_each_lost_page_as_soon_as_it_is_signalled, SLOW)
 		}
 }
 
-TEST_F_TIMEOUT(map, joins_neighbours_also_in_two_hugepages, SLOW)
+TEST_F_TIMEOUT(map, joins_adjacent_pages_of_two_hugepages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw;
@@ -313,7 +313,7 @@ TEST_F_TIMEOUT(map, joins_neighbours_also_in_two_hugepages, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-TEST_F_TIMEOUT(map, needs_nobody_who_maps_the_file, SLOW)
+TEST_F_TIMEOUT(map, shows_lost_pages_of_an_unmapped_file, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -353,7 +353,7 @@ TEST_F_TIMEOUT(map, is_the_same_when_read_in_pieces, SLOW)
 	free(pieces);
 }
 
-TEST_F_TIMEOUT(map, is_for_an_unprivileged_holder_of_the_file, SLOW)
+TEST_F_TIMEOUT(map, is_readable_without_privileges, SLOW)
 {
 	struct subject *s = &self->s;
 	pid_t pid;
@@ -399,7 +399,7 @@ TEST_F_TIMEOUT(map, does_not_change_with_a_repeat, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-TEST_F_TIMEOUT(map, leaves_out_what_was_filtered, SLOW)
+TEST_F_TIMEOUT(map, leaves_out_filtered_errors, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -407,7 +407,7 @@ TEST_F_TIMEOUT(map, leaves_out_what_was_filtered, SLOW)
 	expect_extents(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(map, loses_what_is_punched_out, SLOW)
+TEST_F_TIMEOUT(map, drops_a_punched_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long huge;
@@ -423,7 +423,7 @@ TEST_F_TIMEOUT(map, loses_what_is_punched_out, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-TEST_F_TIMEOUT(map, forgets_what_was_punched_out_for_good, SLOW)
+TEST_F_TIMEOUT(map, starts_empty_after_punch_and_refault, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -442,7 +442,7 @@ TEST_F_TIMEOUT(map, forgets_what_was_punched_out_for_good, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-TEST_F_TIMEOUT(map, loses_what_is_truncated, SLOW)
+TEST_F_TIMEOUT(map, drops_truncated_hugepages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long huge;
@@ -512,7 +512,7 @@ TEST_F_TIMEOUT(map, stays_when_moving_is_refused, SLOW)
 	expect_map(_metadata, s, s->fd);
 }
 
-TEST_F_TIMEOUT(map, knows_a_hugepage_that_was_moved_before, SLOW)
+TEST_F_TIMEOUT(map, shows_lost_pages_of_a_moved_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	int node = other_node(move_page(s->map, -1));
@@ -556,7 +556,7 @@ static bool trace_kept(void)
 	return !mkdir(TRACING, 0700) && write_text(KEPT_EVENT, "1");
 }
 
-TEST_F_TIMEOUT(map, an_event_tells_the_same_of_each_new_lost_page, SLOW)
+TEST_F_TIMEOUT(map, matches_the_event_of_each_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -579,7 +579,7 @@ TEST_F_TIMEOUT(map, an_event_tells_the_same_of_each_new_lost_page, SLOW)
 	}
 }
 
-TEST_F_TIMEOUT(map, no_event_tells_of_repeats_and_filtered_errors, SLOW)
+TEST_F_TIMEOUT(map, repeats_and_filtered_errors_cause_no_event, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -771,7 +771,7 @@ TEST_F_TIMEOUT(damaged, does_not_change_with_a_repeat, SLOW)
 	expect_one_damaged(_metadata, s, 3 * psize() + 9 * part(), part());
 }
 
-TEST_F_TIMEOUT(damaged, is_all_of_the_page_after_64_lines, 2 * SLOW)
+TEST_F_TIMEOUT(damaged, is_the_whole_page_after_64_lines, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -784,7 +784,7 @@ TEST_F_TIMEOUT(damaged, is_all_of_the_page_after_64_lines, 2 * SLOW)
 	expect_one_damaged(_metadata, s, 3 * psize(), psize());
 }
 
-TEST_F_TIMEOUT(damaged, is_all_of_the_page_if_that_is_told, SLOW)
+TEST_F_TIMEOUT(damaged, is_the_whole_page_if_the_lsb_says_so, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -793,7 +793,7 @@ TEST_F_TIMEOUT(damaged, is_all_of_the_page_if_that_is_told, SLOW)
 	expect_one_damaged(_metadata, s, 3 * psize(), psize());
 }
 
-TEST_F_TIMEOUT(damaged, is_an_event_each_time_it_grows, SLOW)
+TEST_F_TIMEOUT(damaged, causes_an_event_each_time_it_grows, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -816,7 +816,7 @@ TEST_F_TIMEOUT(damaged, is_an_event_each_time_it_grows, SLOW)
 	}
 }
 
-TEST_F_TIMEOUT(damaged, is_gone_with_its_hugepage, SLOW)
+TEST_F_TIMEOUT(damaged, ends_with_its_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -888,19 +888,19 @@ static void expect_unusable(struct __test_metadata *_metadata, struct subject *s
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(reported, without_an_extent_is_nothing, SLOW)
+TEST_F_TIMEOUT(reported, without_a_size_is_ignored, SLOW)
 {
 	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB & ~MCI_STATUS_MISCV,
 			MCI_MISC_PHYSICAL_4K);
 }
 
-TEST_F_TIMEOUT(reported, as_more_than_a_page_is_nothing, SLOW)
+TEST_F_TIMEOUT(reported, as_more_than_a_page_is_ignored, SLOW)
 {
 	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB,
 			MCI_MISC_PHYSICAL(pshift() + 1));
 }
 
-TEST_F_TIMEOUT(reported, as_two_lines_at_once_is_both, SLOW)
+TEST_F_TIMEOUT(reported, as_two_lines_at_once_damages_both, SLOW)
 {
 	struct subject *s = &self->s;
 	const struct extent lines[] = {
@@ -1017,7 +1017,7 @@ FIXTURE_SETUP(reported_amd)
 FIXTURE_TEARDOWN_SUBJECT(reported_amd);
 
 /* Their MISC tells other things. */
-TEST_F_TIMEOUT(reported_amd, is_all_of_the_page_whatever_MISC_tells, SLOW)
+TEST_F_TIMEOUT(reported_amd, is_the_whole_page_despite_MISC, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1167,7 +1167,7 @@ static void stop_readers(struct __test_metadata *_metadata, struct race *race,
 		wait_for_child(_metadata, pid[i]);
 }
 
-TEST_F_TIMEOUT(raced, errors_are_in_the_map_as_soon_as_they_are_handled, SLOW)
+TEST_F_TIMEOUT(raced, map_has_each_error_that_was_handled, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
@@ -1224,7 +1224,7 @@ static bool stay_on_cpu(unsigned int nr)
 	return !sched_setaffinity(0, sizeof(one), &one);
 }
 
-TEST_F_TIMEOUT(raced, an_extent_does_not_break_while_it_grows, SLOW)
+TEST_F_TIMEOUT(raced, growing_extent_does_not_split, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
@@ -1274,7 +1274,7 @@ static void read_when_signalled(struct subject *s, int line)
 	_exit(KSFT_FAIL);
 }
 
-TEST_F_TIMEOUT(raced, who_is_signalled_finds_the_page_in_the_map, SLOW)
+TEST_F_TIMEOUT(raced, map_has_the_page_that_is_signalled, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr_errors = s->injector->for_real ? 20 :
@@ -1297,7 +1297,7 @@ TEST_F_TIMEOUT(raced, who_is_signalled_finds_the_page_in_the_map, SLOW)
 	kill_child(_metadata, h.pid);
 }
 
-TEST_F_TIMEOUT(raced, hugepages_leave_while_the_map_is_read, SLOW)
+TEST_F_TIMEOUT(raced, map_is_read_while_hugepages_go, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
@@ -1357,7 +1357,7 @@ FIXTURE_SETUP(unrecorded)
 
 FIXTURE_TEARDOWN_SUBJECT(unrecorded);
 
-TEST_F_TIMEOUT(unrecorded, a_lost_page_counts_as_its_whole_hugepage, SLOW)
+TEST_F_TIMEOUT(unrecorded, page_counts_as_its_whole_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1395,17 +1395,17 @@ TEST_F_TIMEOUT(unrecorded, a_lost_page_counts_as_its_whole_hugepage, SLOW)
  * An error in a hugepage that is being cleared, before it is in the file
  */
 
-FIXTURE(on_its_way)
+FIXTURE(faulting)
 {
 	struct subject s;
 };
 
-FIXTURE_SETUP(on_its_way)
+FIXTURE_SETUP(faulting)
 {
 	setup_map(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(on_its_way);
+FIXTURE_TEARDOWN_SUBJECT(faulting);
 
 static void *touch(void *arg)
 {
@@ -1415,7 +1415,7 @@ static void *touch(void *arg)
 	return NULL;
 }
 
-TEST_F_TIMEOUT(on_its_way, a_lost_page_comes_into_the_map_with_its_hugepage, SLOW)
+TEST_F_TIMEOUT(faulting, map_has_a_page_lost_before_the_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	pthread_t thread;

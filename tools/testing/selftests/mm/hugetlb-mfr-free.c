@@ -8,12 +8,12 @@
  *   shrunk	hugepages that leave their pool together
  *   filtered	errors in free hugepages that the filter turns away
  *   stuck	a hugepage that could not be unmapped
- *   waiting	hugepages that have left the file and are not free yet
- *   overtaken, demoted_early	free hugepages that leave their pool while they are
+ *   deferred	hugepages that have left the file and are not free yet
+ *   shrunk_early, demoted_early	free hugepages that leave their pool while they are
  *		unpoisoned, or an error is handled
  *   demoted, demoted_free	hugepages of 1 GiB that are to become smaller ones
  *   demoted_late	hugepages of 1 GiB that wait to become smaller ones
- *   circle	corrupt, release, unpoison, and all over again
+ *   cycle	corrupt, release, unpoison, and all over again
  *   page_types	the same by page-types of tools/mm, which PATH must lead to
  *
  * Tests that hold CPUs need mce-at, which HUGETLB_MFR_AT names, like hugetlb-mfr-kernel.
@@ -67,7 +67,7 @@ FIXTURE_SETUP(pool_shrinks)
 
 FIXTURE_TEARDOWN_SUBJECT(pool_shrinks);
 
-TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW)
+TEST_F_TIMEOUT(pool_shrinks, lost_pages_stay_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -78,7 +78,7 @@ TEST_F_TIMEOUT(pool_shrinks, all_lost_pages_of_a_free_hugepage_stay_behind, SLOW
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_a_lost_page_again, SLOW)
+TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_twice, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -91,7 +91,7 @@ TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_a_lost_page_again, SL
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(pool_shrinks, a_free_hugepage_with_an_unknown_loss_stays_out_of_use, SLOW)
+TEST_F_TIMEOUT(pool_shrinks, unknown_loss_keeps_it_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -185,7 +185,7 @@ static void lose_while_shrinking(struct __test_metadata *_metadata, struct subje
 	wait_for_child(_metadata, shrinker.pid);
 }
 
-TEST_F_TIMEOUT(shrunk, the_first_page_is_not_known_as_lost_because_another_one_is, SLOW)
+TEST_F_TIMEOUT(shrunk, first_page_can_be_lost_after_another, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -194,7 +194,7 @@ TEST_F_TIMEOUT(shrunk, the_first_page_is_not_known_as_lost_because_another_one_i
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(shrunk, a_healthy_one_may_lose_a_page_meanwhile, SLOW)
+TEST_F_TIMEOUT(shrunk, healthy_one_loses_a_page_before_its_end, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -241,7 +241,7 @@ FIXTURE_SETUP(filtered)
 
 FIXTURE_TEARDOWN_SUBJECT(filtered);
 
-TEST_F_TIMEOUT(filtered, a_free_hugepage_is_as_good_as_before, SLOW)
+TEST_F_TIMEOUT(filtered, free_hugepage_can_be_used_again, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i, nr_poisoned = 0, nr_unusable = 0;
@@ -351,28 +351,28 @@ TEST_F_TIMEOUT(stuck, is_unpoisoned_once_when_it_is_unmapped, SLOW)
  * up its CPU, the worker can't run.
  */
 
-FIXTURE(waiting)
+FIXTURE(deferred)
 {
 	struct subject s;
 	long memmap;
 	long memmap_less;
 };
 
-FIXTURE_VARIANT(waiting)
+FIXTURE_VARIANT(deferred)
 {
 	bool hvo;
 };
 
-FIXTURE_VARIANT_ADD(waiting, optimized)
+FIXTURE_VARIANT_ADD(deferred, optimized)
 {
 	.hvo = true,
 };
 
-FIXTURE_VARIANT_ADD(waiting, not_optimized)
+FIXTURE_VARIANT_ADD(deferred, not_optimized)
 {
 };
 
-FIXTURE_SETUP(waiting)
+FIXTURE_SETUP(deferred)
 {
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
@@ -384,7 +384,7 @@ FIXTURE_SETUP(waiting)
 		open_one(_metadata, &self->s);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(waiting);
+FIXTURE_TEARDOWN_SUBJECT(deferred);
 
 /* Let go of a hugepage that has lost page 3, and let nobody have it yet. */
 static void let_it_wait(struct __test_metadata *_metadata, struct subject *s)
@@ -397,7 +397,7 @@ static void let_it_wait(struct __test_metadata *_metadata, struct subject *s)
 	expect_pool(_metadata, s, 1, 0);
 }
 
-TEST_F_TIMEOUT(waiting, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+TEST_F_TIMEOUT(deferred, late_lost_page_is_left_out, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -415,7 +415,7 @@ TEST_F_TIMEOUT(waiting, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
 	EXPECT_EQ(self->memmap, nr_memmap());
 }
 
-TEST_F_TIMEOUT(waiting, a_page_that_is_lost_without_a_record_keeps_it_out_of_use, SLOW)
+TEST_F_TIMEOUT(deferred, unrecorded_loss_keeps_it_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -438,12 +438,12 @@ TEST_F_TIMEOUT(waiting, a_page_that_is_lost_without_a_record_keeps_it_out_of_use
  * unpoisoning until they have left.
  */
 
-FIXTURE(overtaken)
+FIXTURE(shrunk_early)
 {
 	struct subject s;
 };
 
-FIXTURE_VARIANT(overtaken)
+FIXTURE_VARIANT(shrunk_early)
 {
 	const char *caller;
 	const char *callee;
@@ -451,30 +451,30 @@ FIXTURE_VARIANT(overtaken)
 };
 
 /* Points on the way of unpoisoning, the first one first */
-FIXTURE_VARIANT_ADD(overtaken, behind_the_folio)
+FIXTURE_VARIANT_ADD(shrunk_early, behind_the_folio)
 {
 	.other = true,
 };
 
-FIXTURE_VARIANT_ADD(overtaken, before_its_reference)
+FIXTURE_VARIANT_ADD(shrunk_early, before_its_reference)
 {
 	.caller = "unpoison_memory",
 	.callee = "get_hwpoison_page",
 };
 
-FIXTURE_VARIANT_ADD(overtaken, at_its_lookup)
+FIXTURE_VARIANT_ADD(shrunk_early, at_its_lookup)
 {
 	.caller = "get_hwpoison_page",
 	.callee = "get_hwpoison_hugetlb_folio",
 };
 
-FIXTURE_VARIANT_ADD(overtaken, behind_its_lookup)
+FIXTURE_VARIANT_ADD(shrunk_early, behind_its_lookup)
 {
 	.caller = "get_hwpoison_page",
 	.callee = "zone_pcp_enable",
 };
 
-FIXTURE_VARIANT_ADD(overtaken, before_the_lock)
+FIXTURE_VARIANT_ADD(shrunk_early, before_the_lock)
 {
 	.caller = "unpoison_memory",
 	.callee = "_raw_spin_lock_irq",
@@ -528,17 +528,17 @@ static void end_unpoisoning(struct __test_metadata *_metadata, struct subject *s
 	s->nr_lost--;
 }
 
-FIXTURE_SETUP(overtaken)
+FIXTURE_SETUP(shrunk_early)
 {
 	setup_held(_metadata, &self->s);
 }
 
-FIXTURE_TEARDOWN_PARENT(overtaken)
+FIXTURE_TEARDOWN_PARENT(shrunk_early)
 {
 	teardown_held(_metadata, &self->s);
 }
 
-TEST_F_TIMEOUT(overtaken, a_page_is_unpoisoned_alone_or_not, SLOW)
+TEST_F_TIMEOUT(shrunk_early, unpoison_affects_one_page_or_none, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = spot(s, variant->other ? 2 : 0);
@@ -600,7 +600,7 @@ static bool write_until_used(int fd, unsigned long pfn, unsigned int nr)
 }
 
 /* The private word that led to the record of what is lost has another use by now. */
-TEST_F_TIMEOUT(overtaken, another_use_of_a_page_is_left_alone, SLOW)
+TEST_F_TIMEOUT(shrunk_early, unpoison_spares_a_reused_page, SLOW)
 {
 	const unsigned long pages[] = { 0, RECORD - 1 };
 	struct subject *s = &self->s;
@@ -650,7 +650,7 @@ FIXTURE_SETUP(demoted)
 
 FIXTURE_TEARDOWN_SUBJECT(demoted);
 
-TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_its_end, 2 * SLOW)
+TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_release, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 	int i;
@@ -766,7 +766,7 @@ static void start_demoter(struct __test_metadata *_metadata, struct helper *w,
 	start_writer(_metadata, w, nth, node_pool_path(node, SZ_1G, "demote"), 1);
 }
 
-TEST_F_TIMEOUT(demoted_late, a_page_that_is_lost_meanwhile_is_left_out, SLOW)
+TEST_F_TIMEOUT(demoted_late, late_lost_page_is_left_out, SLOW)
 {
 	const long many = 1024;
 	struct subject *s = &self->s;
@@ -865,14 +865,14 @@ static void leave_out_lost_between_sizes(struct __test_metadata *_metadata,
 }
 
 /* The last one of the smaller hugepages is done last. */
-TEST_F_TIMEOUT(demoted_late, a_first_page_lost_between_two_sizes_is_left_out, SLOW)
+TEST_F_TIMEOUT(demoted_late, first_page_of_a_piece_is_left_out, SLOW)
 {
 	unsigned long nr = self->s.nr_raw - SZ_2M / psize();
 
 	leave_out_lost_between_sizes(_metadata, self, nr, nr + 7);
 }
 
-TEST_F_TIMEOUT(demoted_late, another_page_lost_between_two_sizes_is_left_out, SLOW)
+TEST_F_TIMEOUT(demoted_late, other_page_of_a_piece_is_left_out, SLOW)
 {
 	leave_out_lost_between_sizes(_metadata, self, self->s.nr_raw - SZ_2M / psize() + 1, 0);
 }
@@ -900,7 +900,7 @@ FIXTURE_TEARDOWN_PARENT(demoted_early)
 	teardown_held(_metadata, &self->s);
 }
 
-TEST_F_TIMEOUT(demoted_early, while_unpoisoning_counts, SLOW)
+TEST_F_TIMEOUT(demoted_early, while_unpoison_updates_counters, SLOW)
 {
 	struct subject *s = &self->s;
 	struct helper w, demoter;
@@ -1005,19 +1005,19 @@ TEST_F_TIMEOUT(demoted_early, while_an_error_is_handled, SLOW)
  * Corrupt, release, unpoison, and all over again
  */
 
-FIXTURE(circle)
+FIXTURE(cycle)
 {
 	struct subject s;
 };
 
-FIXTURE_VARIANTS(circle, simulated_2m)
+FIXTURE_VARIANTS(cycle, simulated_2m)
 
-FIXTURE_SETUP(circle)
+FIXTURE_SETUP(cycle)
 {
 	setup_kept(_metadata, &self->s, SZ_2M, variant->injector, 1, 0);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(circle);
+FIXTURE_TEARDOWN_SUBJECT(cycle);
 
 /* As long as hugepages can be got: open the file anew with one that was made of @pfn. */
 static bool reopen_with(struct __test_metadata *_metadata, struct subject *s,
@@ -1060,7 +1060,7 @@ static bool reopen_with(struct __test_metadata *_metadata, struct subject *s,
 	return false;
 }
 
-TEST_F_TIMEOUT(circle, the_same_hugepage_can_be_lost_again, SLOW)
+TEST_F_TIMEOUT(cycle, repeats_on_the_same_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long pfn = s->head[0];
@@ -1085,7 +1085,7 @@ TEST_F_TIMEOUT(circle, the_same_hugepage_can_be_lost_again, SLOW)
 	}
 }
 
-TEST_F_TIMEOUT(circle, unpoisoning_is_refused_while_a_pin_holds_it, SLOW)
+TEST_F_TIMEOUT(cycle, unpoison_is_refused_while_pinned, SLOW)
 {
 	struct subject *s = &self->s;
 	int pipefd[2], fd = open_pin();
@@ -1116,7 +1116,7 @@ TEST_F_TIMEOUT(circle, unpoisoning_is_refused_while_a_pin_holds_it, SLOW)
 
 #define NR_UNPOISONERS	3
 
-TEST_F_TIMEOUT(circle, unpoisoning_races_with_the_release, SLOW)
+TEST_F_TIMEOUT(cycle, unpoison_races_with_release, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long *pfns = alloc_shared(psize());
@@ -1169,7 +1169,7 @@ TEST_F_TIMEOUT(circle, unpoisoning_races_with_the_release, SLOW)
 		kill_child(_metadata, pid[i]);
 }
 
-TEST_F_TIMEOUT(circle, the_filter_lets_errors_pass_or_not_but_never_half, SLOW)
+TEST_F_TIMEOUT(cycle, filter_drops_all_of_an_error_or_nothing, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i, before, nr_filtered = 0;
@@ -1277,7 +1277,7 @@ TEST_F_TIMEOUT(page_types, poisons_pages_of_a_process, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(page_types, unpoisons_pages_when_the_hugepage_has_ended, SLOW)
+TEST_F_TIMEOUT(page_types, unpoisons_pages_after_release, SLOW)
 {
 	const unsigned long pages[] = { 0, 7 };
 	struct subject *s = &self->s;

@@ -74,7 +74,7 @@ FIXTURE_SETUP(healed)
 
 FIXTURE_TEARDOWN_SUBJECT(healed);
 
-TEST_F_TIMEOUT(healed, a_lost_page_reads_zero_and_all_else_is_as_before, SLOW)
+TEST_F_TIMEOUT(healed, lost_page_reads_zero_others_are_unchanged, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -83,7 +83,7 @@ TEST_F_TIMEOUT(healed, a_lost_page_reads_zero_and_all_else_is_as_before, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, another_loss_is_kept, SLOW)
+TEST_F_TIMEOUT(healed, other_lost_page_is_kept, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -114,7 +114,7 @@ TEST_F_TIMEOUT(healed, all_lost_pages_at_once, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, not_before_the_last_loss_is_given_up, SLOW)
+TEST_F_TIMEOUT(healed, not_before_all_lost_pages_are_given_up, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -128,7 +128,7 @@ TEST_F_TIMEOUT(healed, not_before_the_last_loss_is_given_up, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, no_loss_that_was_named_in_part, SLOW)
+TEST_F_TIMEOUT(healed, not_if_a_lost_page_is_zeroed_in_part, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -145,7 +145,7 @@ TEST_F_TIMEOUT(healed, no_loss_that_was_named_in_part, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, no_loss_that_came_later, SLOW)
+TEST_F_TIMEOUT(healed, not_if_a_page_is_lost_later, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -181,7 +181,7 @@ static void empty_pool(struct __test_metadata *_metadata, struct subject *s)
 	s->before.free += s->nr_huge;
 }
 
-TEST_F_TIMEOUT(healed, an_empty_pool_gets_a_hugepage_if_one_can_be_made, SLOW)
+TEST_F_TIMEOUT(healed, with_an_empty_pool_if_it_can_grow, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -199,7 +199,7 @@ TEST_F_TIMEOUT(healed, an_empty_pool_gets_a_hugepage_if_one_can_be_made, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, a_reservation_is_not_touched, SLOW)
+TEST_F_TIMEOUT(healed, reservation_is_not_used, SLOW)
 {
 	struct subject *s = &self->s;
 	int fd = create_memfd(s->size, 0);
@@ -261,7 +261,7 @@ TEST_F_TIMEOUT(healed, not_while_a_ring_holds_it, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, what_was_allocated_for_a_pin_after_that, SLOW)
+TEST_F_TIMEOUT(healed, after_a_pin_has_allocated_it, SLOW)
 {
 	struct subject *s = &self->s;
 	struct pin_memfd_test pin = { .size = s->size };
@@ -300,7 +300,7 @@ TEST_F_TIMEOUT(healed, not_if_some_losses_are_unknown, SLOW)
 	give_up(s, 0);
 }
 
-TEST_F_TIMEOUT(healed, not_what_a_seal_protects, SLOW)
+TEST_F_TIMEOUT(healed, not_if_the_file_is_sealed, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -371,7 +371,7 @@ TEST_F_TIMEOUT(healed, writers_in_other_processes_lose_nothing, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, a_private_mapping_sees_it, SLOW)
+TEST_F_TIMEOUT(healed, private_mapping_sees_it, SLOW)
 {
 	struct subject *s = &self->s;
 	char *map;
@@ -390,7 +390,7 @@ TEST_F_TIMEOUT(healed, a_private_mapping_sees_it, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, map, 0));
 }
 
-TEST_F_TIMEOUT(healed, what_was_locked_stays_locked, SLOW)
+TEST_F_TIMEOUT(healed, locked_memory_stays_locked, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -427,7 +427,7 @@ TEST_F_TIMEOUT(healed, whichever_allocation_fails, SLOW)
 	expect_healed(_metadata, s);
 }
 
-TEST_F_TIMEOUT(healed, a_file_that_is_gone_takes_the_marks_along, SLOW)
+TEST_F_TIMEOUT(healed, marks_end_with_the_file, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -613,7 +613,7 @@ static unsigned long nr_wrong_pages(struct subject *s, bool punched)
 	return nr;
 }
 
-TEST_F_TIMEOUT(raced, loses_nothing_but_what_was_given_up, SLOW)
+TEST_F_TIMEOUT(raced, loses_only_the_pages_given_up, SLOW)
 {
 	const bool punched = variant->act == ACT_PUNCH;
 	unsigned long i, nr_healed = 0, nr_refused = 0;
@@ -668,7 +668,7 @@ FIXTURE_TEARDOWN_PARENT(call)
 	teardown_subject(_metadata, &self->race.s);
 }
 
-TEST_F_TIMEOUT(call, that_is_killed_leaves_it_healed_or_unhealed, SLOW)
+TEST_F_TIMEOUT(call, killed_leaves_it_healed_or_unhealed, SLOW)
 {
 	struct race *race = &self->race;
 	struct subject *s = &race->s;
@@ -715,7 +715,7 @@ static void spin_us(unsigned long us)
  * A page of the second half is lost while the first is given up: it fails the call, or
  * comes after it. Until it is named, too, it never becomes zero.
  */
-TEST_F_TIMEOUT(call, does_not_give_up_what_is_lost_meanwhile, SLOW)
+TEST_F_TIMEOUT(call, does_not_zero_a_page_lost_later, SLOW)
 {
 	struct race *race = &self->race;
 	struct subject *s = &race->s;
@@ -799,7 +799,7 @@ FIXTURE_SETUP(tool)
 
 FIXTURE_TEARDOWN_SUBJECT(tool);
 
-TEST_F_TIMEOUT(tool, heals_what_a_process_has_lost, SLOW)
+TEST_F_TIMEOUT(tool, heals_the_memory_of_a_process, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -818,7 +818,7 @@ static bool is_leaving_fallocate(pid_t pid)
 }
 
 /* As long as somebody else holds the hugepage the call waits, unless a signal comes. */
-TEST_F_TIMEOUT(tool, heals_though_it_is_interrupted, SLOW)
+TEST_F_TIMEOUT(tool, heals_despite_interruption, SLOW)
 {
 	struct subject *s = &self->s;
 	struct iovec iov = { raw_page(s, 9), psize() };

@@ -865,7 +865,7 @@ TEST_F_TIMEOUT(readout, read_ends_before_an_unknown_error, SLOW)
 	expect_lost(_metadata, s);
 }
 
-TEST_F_TIMEOUT(readout, read_that_begins_at_an_unknown_error_fails, SLOW)
+TEST_F_TIMEOUT(readout, read_fails_at_an_unknown_error, SLOW)
 {
 	unsigned long pa, nr = VICTIM;
 	struct subject *s = &self->s;

@@ -285,7 +285,7 @@ static void expect_rest_was_moved(struct __test_metadata *_metadata, struct subj
 	expect_all_kept(_metadata, s);
 }
 
-TEST_F_TIMEOUT(moved, move_pages_moves_all_but_what_has_lost_pages, SLOW)
+TEST_F_TIMEOUT(moved, move_pages_leaves_those_with_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	int nodes[NR_MOVED], status[NR_MOVED];
@@ -303,7 +303,7 @@ TEST_F_TIMEOUT(moved, move_pages_moves_all_but_what_has_lost_pages, SLOW)
 	expect_rest_was_moved(_metadata, s, &self->n);
 }
 
-TEST_F_TIMEOUT(moved, mbind_moves_all_but_what_has_lost_pages, SLOW)
+TEST_F_TIMEOUT(moved, mbind_leaves_those_with_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nodes = 1UL << self->n.to;
@@ -318,7 +318,7 @@ TEST_F_TIMEOUT(moved, mbind_moves_all_but_what_has_lost_pages, SLOW)
 	expect_rest_was_moved(_metadata, s, &self->n);
 }
 
-TEST_F_TIMEOUT(moved, migrate_pages_moves_all_but_what_has_lost_pages, SLOW)
+TEST_F_TIMEOUT(moved, migrate_pages_leaves_those_with_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long from = 1UL << self->n.from;
@@ -330,7 +330,7 @@ TEST_F_TIMEOUT(moved, migrate_pages_moves_all_but_what_has_lost_pages, SLOW)
 	expect_rest_was_moved(_metadata, s, &self->n);
 }
 
-TEST_F_TIMEOUT(moved, what_was_moved_back_and_forth_is_kept, SLOW)
+TEST_F_TIMEOUT(moved, hugepage_is_kept_after_moving_twice, SLOW)
 {
 	struct subject *s = &self->s;
 	int i, j;
@@ -355,7 +355,7 @@ TEST_F_TIMEOUT(moved, what_was_moved_back_and_forth_is_kept, SLOW)
 }
 
 /* Moved by one process, kept in all. */
-TEST_F_TIMEOUT(moved, what_was_moved_is_kept_in_all_processes, SLOW)
+TEST_F_TIMEOUT(moved, hugepage_is_kept_in_all_processes, SLOW)
 {
 	struct subject *s = &self->s;
 	int nodes[NR_MOVED], status[NR_MOVED];
@@ -379,7 +379,7 @@ TEST_F_TIMEOUT(moved, what_was_moved_is_kept_in_all_processes, SLOW)
 	expect_all_kept(_metadata, s);
 }
 
-TEST_F_TIMEOUT(moved, soft_offlining_moves_a_healthy_hugepage_and_it_is_kept, SLOW)
+TEST_F_TIMEOUT(moved, soft_offlined_hugepage_is_kept, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long pfn = raw_pfn(s, 7);
@@ -409,7 +409,7 @@ TEST_F_TIMEOUT(moved, soft_offlining_moves_a_healthy_hugepage_and_it_is_kept, SL
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(moved, nothing_is_soft_offlined_where_that_is_disabled, SLOW)
+TEST_F_TIMEOUT(moved, disabled_soft_offlining_fails, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i;
@@ -431,7 +431,7 @@ static int soft_offline_pfn(unsigned long pfn)
 	return write_pfn(SOFT_OFFLINE_PAGE, pfn * psize());
 }
 
-TEST_F_TIMEOUT(moved, what_only_a_pin_holds_is_not_soft_offlined, SLOW)
+TEST_F_TIMEOUT(moved, pinned_page_is_not_soft_offlined, SLOW)
 {
 	struct subject *s = &self->s;
 	int fd = open_pin();
@@ -499,7 +499,7 @@ static pid_t start_moving(struct __test_metadata *_metadata, struct subject *s,
 	return pid;
 }
 
-TEST_F_TIMEOUT(moving, does_not_keep_errors_from_being_told, SLOW)
+TEST_F_TIMEOUT(moving, does_not_suppress_signals, SLOW)
 {
 	unsigned long *moved = alloc_shared(psize());
 	struct subject *s = &self->s;
@@ -659,7 +659,7 @@ static void expect_stays_online(struct __test_metadata *_metadata, struct subjec
 	EXPECT_EQ(before.free, after.free);
 }
 
-TEST_F_TIMEOUT(block, with_lost_pages_of_a_hugepage_in_use_stays_online, 2 * SLOW)
+TEST_F_TIMEOUT(block, with_lost_pages_in_use_stays_online, 2 * SLOW)
 {
 	unsigned long pages = SZ_2M / psize();
 	struct subject *s = &self->s;
@@ -696,7 +696,7 @@ TEST_F_TIMEOUT(block, with_lost_pages_of_a_hugepage_in_use_stays_online, 2 * SLO
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(block, takes_no_healthy_hugepage_along, 2 * SLOW)
+TEST_F_TIMEOUT(block, moves_healthy_hugepages_and_goes_offline, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -751,7 +751,7 @@ FIXTURE_TEARDOWN_PARENT(large_block)
 }
 
 /* A worker frees it, which takes longer if it has to restore struct pages first. */
-TEST_F_TIMEOUT(large_block, goes_offline_while_the_hugepage_is_being_freed, 2 * SLOW)
+TEST_F_TIMEOUT(large_block, goes_offline_during_release, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -772,7 +772,7 @@ TEST_F_TIMEOUT(large_block, goes_offline_while_the_hugepage_is_being_freed, 2 * 
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(large_block, without_lost_pages_goes_offline_as_ever, 2 * SLOW)
+TEST_F_TIMEOUT(large_block, without_lost_pages_goes_offline, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -812,7 +812,7 @@ FIXTURE_TEARDOWN_PARENT(crowded_block)
 	teardown_block(_metadata, &self->s, self->block);
 }
 
-TEST_F_TIMEOUT(crowded_block, moves_what_it_can_but_no_lost_pages, 2 * SLOW)
+TEST_F_TIMEOUT(crowded_block, moves_all_but_lost_pages, 2 * SLOW)
 {
 	unsigned long first = self->block[0] * pages_in_block();
 	struct subject *s = &self->s;
@@ -917,7 +917,7 @@ static bool plain_hugepage_makes_room(struct __test_metadata *_metadata,
 	return moved;
 }
 
-TEST_F_TIMEOUT(contig, a_large_hugepage_takes_the_place_of_a_healthy_one, SLOW)
+TEST_F_TIMEOUT(contig, large_hugepage_replaces_a_healthy_one, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -931,7 +931,7 @@ TEST_F_TIMEOUT(contig, a_large_hugepage_takes_the_place_of_a_healthy_one, SLOW)
 	expect_all_kept(_metadata, s);
 }
 
-TEST_F_TIMEOUT(contig, a_large_hugepage_takes_no_place_with_lost_pages, SLOW)
+TEST_F_TIMEOUT(contig, large_hugepage_avoids_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	long nr;
@@ -1083,7 +1083,7 @@ TEST_F_TIMEOUT(leaked, offlining_its_block_fails_in_time, SLOW)
 	EXPECT_TRUE(block_is_online(self->block[0]));
 }
 
-TEST_F_TIMEOUT(leaked, a_large_hugepage_is_made_elsewhere, SLOW)
+TEST_F_TIMEOUT(leaked, large_hugepage_is_made_elsewhere, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long pfn;

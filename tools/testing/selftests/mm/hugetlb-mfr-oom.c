@@ -9,9 +9,9 @@
  * The fixtures:
  *   starved	errors that can't be recorded
  *   failing	allocations that fail one by one while an error is handled,
- *   ending, hole	and while a hugepage is released
- *   restored, retried, retried_cma	struct pages that can't be restored
- *   leaving	losses while they are restored, and the hugepage freed
+ *   release, hole	and while a hugepage is released
+ *   not_restored, retried, retried_cma	struct pages that can't be restored
+ *   freeing	losses while they are restored, and the hugepage freed
  *
  * They need CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC and CONFIG_FAULT_INJECTION_DEBUG_FS.
  */
@@ -116,7 +116,7 @@ static unsigned long lose_unrecorded(struct __test_metadata *_metadata,
 	return nr;
 }
 
-TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_signalled_like_any_other, SLOW)
+TEST_F_TIMEOUT(starved, unrecorded_page_is_signalled, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -131,7 +131,7 @@ TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_signalled_like_any_other,
 	expect_pool(_metadata, s, 1, 0);
 }
 
-TEST_F_TIMEOUT(starved, a_hugepage_with_no_record_at_all_stays_out_of_use, SLOW)
+TEST_F_TIMEOUT(starved, unrecorded_hugepage_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -142,7 +142,7 @@ TEST_F_TIMEOUT(starved, a_hugepage_with_no_record_at_all_stays_out_of_use, SLOW)
 	expect_pool(_metadata, s, 1, 0);
 }
 
-TEST_F_TIMEOUT(starved, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
+TEST_F_TIMEOUT(starved, surplus_hugepage_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -158,7 +158,7 @@ TEST_F_TIMEOUT(starved, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
 	expect_change(_metadata, s, -1, 0, 0, -1);
 }
 
-TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
+TEST_F_TIMEOUT(starved, faults_and_reads_refuse_all_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 4, ps = psize();
@@ -187,7 +187,7 @@ TEST_F_TIMEOUT(starved, who_has_to_know_takes_all_pages_for_lost, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(starved, a_device_that_mirrors_it_loses_the_page_as_well, SLOW)
+TEST_F_TIMEOUT(starved, hmm_mirror_loses_the_page, SLOW)
 {
 	struct subject *s = &self->s;
 	char *buf = malloc(16 * psize());
@@ -211,7 +211,7 @@ TEST_F_TIMEOUT(starved, a_device_that_mirrors_it_loses_the_page_as_well, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(starved, a_page_that_is_not_recorded_is_news_when_reported_again, SLOW)
+TEST_F_TIMEOUT(starved, unrecorded_page_can_be_recorded_later, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long kb = psize() >> 10;
@@ -265,7 +265,7 @@ FIXTURE_TEARDOWN_SUBJECT(failing);
  * Whatever fails, the page is counted, and the release spares it.  Who is to be
  * signalled may not hear of it: that takes memory on any kernel.
  */
-TEST_F_TIMEOUT(failing, an_error_counts_whichever_allocation_fails, SLOW)
+TEST_F_TIMEOUT(failing, error_counts_whichever_allocation_fails, SLOW)
 {
 	struct subject *s = &self->s;
 	bool unrecorded[NR_FAILING] = {};
@@ -315,7 +315,7 @@ TEST_F_TIMEOUT(failing, an_error_counts_whichever_allocation_fails, SLOW)
  * Allocations that fail one by one while a hugepage is released
  */
 
-FIXTURE(ending)
+FIXTURE(release)
 {
 	struct subject s;
 };
@@ -327,54 +327,54 @@ enum ending {
 	BY_MUNMAP,
 };
 
-FIXTURE_VARIANT(ending)
+FIXTURE_VARIANT(release)
 {
 	const struct injector *injector;
 	enum ending how;
 };
 
-FIXTURE_VARIANT_ADD(ending, truncation_madvise)
+FIXTURE_VARIANT_ADD(release, truncation_madvise)
 {
 	.injector = &by_madvise,
 	.how = BY_TRUNCATION,
 };
 
-FIXTURE_VARIANT_ADD(ending, truncation_corrupt_pfn)
+FIXTURE_VARIANT_ADD(release, truncation_corrupt_pfn)
 {
 	.injector = &by_pfn,
 	.how = BY_TRUNCATION,
 };
 
-FIXTURE_VARIANT_ADD(ending, punching_madvise)
+FIXTURE_VARIANT_ADD(release, punching_madvise)
 {
 	.injector = &by_madvise,
 	.how = BY_PUNCHING,
 };
 
-FIXTURE_VARIANT_ADD(ending, punching_corrupt_pfn)
+FIXTURE_VARIANT_ADD(release, punching_corrupt_pfn)
 {
 	.injector = &by_pfn,
 	.how = BY_PUNCHING,
 };
 
-FIXTURE_VARIANT_ADD(ending, close_madvise)
+FIXTURE_VARIANT_ADD(release, close_madvise)
 {
 	.injector = &by_madvise,
 	.how = BY_CLOSE,
 };
 
-FIXTURE_VARIANT_ADD(ending, munmap_madvise)
+FIXTURE_VARIANT_ADD(release, munmap_madvise)
 {
 	.injector = &by_madvise,
 	.how = BY_MUNMAP,
 };
 
-FIXTURE_SETUP(ending)
+FIXTURE_SETUP(release)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 3);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(ending);
+FIXTURE_TEARDOWN_SUBJECT(release);
 
 static int end_life(struct subject *s, enum ending how)
 {
@@ -390,7 +390,7 @@ static int end_life(struct subject *s, enum ending how)
 	}
 }
 
-TEST_F_TIMEOUT(ending, all_but_the_lost_pages_come_back_whichever_allocation_fails, SLOW)
+TEST_F_TIMEOUT(release, frees_healthy_pages_despite_failures, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int nth = 0;
@@ -461,7 +461,7 @@ FIXTURE_SETUP(hole)
 
 FIXTURE_TEARDOWN_SUBJECT(hole);
 
-TEST_F_TIMEOUT(hole, no_reservation_is_lost_when_it_cannot_be_described, SLOW)
+TEST_F_TIMEOUT(hole, without_memory_loses_no_reservation, SLOW)
 {
 	struct subject *s = &self->s;
 	const unsigned long last = NR_AROUND - 2;
@@ -492,16 +492,16 @@ TEST_F_TIMEOUT(hole, no_reservation_is_lost_when_it_cannot_be_described, SLOW)
  * Struct pages that can't be restored
  */
 
-FIXTURE(restored)
+FIXTURE(not_restored)
 {
 	struct subject s;
 	long memmap;
 	long memmap_less;
 };
 
-FIXTURE_VARIANTS(restored, simulated_and_mce)
+FIXTURE_VARIANTS(not_restored, simulated_and_mce)
 
-FIXTURE_SETUP(restored)
+FIXTURE_SETUP(not_restored)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 1);
 	if (!_metadata->exit_code)
@@ -511,9 +511,9 @@ FIXTURE_SETUP(restored)
 		open_one(_metadata, &self->s);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(restored);
+FIXTURE_TEARDOWN_SUBJECT(not_restored);
 
-TEST_F_TIMEOUT(restored, without_memory_for_that_the_hugepage_stays_out_of_use, SLOW)
+TEST_F_TIMEOUT(not_restored, hugepage_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -527,7 +527,7 @@ TEST_F_TIMEOUT(restored, without_memory_for_that_the_hugepage_stays_out_of_use, 
 	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
 }
 
-TEST_F_TIMEOUT(restored, nor_is_it_freed_with_memory_for_half_of_them, SLOW)
+TEST_F_TIMEOUT(not_restored, half_is_not_freed, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -543,7 +543,7 @@ TEST_F_TIMEOUT(restored, nor_is_it_freed_with_memory_for_half_of_them, SLOW)
 	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
 }
 
-TEST_F_TIMEOUT(restored, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
+TEST_F_TIMEOUT(not_restored, surplus_hugepage_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -560,7 +560,7 @@ TEST_F_TIMEOUT(restored, a_surplus_hugepage_stays_out_of_use_as_well, SLOW)
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 
-TEST_F_TIMEOUT(restored, an_error_finds_a_hugepage_that_stays_out_of_use, SLOW)
+TEST_F_TIMEOUT(not_restored, hugepage_can_lose_more_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long kb = psize() >> 10;
@@ -581,7 +581,7 @@ TEST_F_TIMEOUT(restored, an_error_finds_a_hugepage_that_stays_out_of_use, SLOW)
 	expect_not_unpoisoned(_metadata, s->head[0]);
 }
 
-TEST_F_TIMEOUT(restored, what_is_not_recorded_is_reason_enough, SLOW)
+TEST_F_TIMEOUT(not_restored, unrecorded_one_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -595,7 +595,7 @@ TEST_F_TIMEOUT(restored, what_is_not_recorded_is_reason_enough, SLOW)
 }
 
 /* As ever: it goes back to the pool, where it counts as surplus. */
-TEST_F_TIMEOUT(restored, a_healthy_hugepage_of_the_file_goes_back_to_the_pool, SLOW)
+TEST_F_TIMEOUT(not_restored, healthy_one_returns_to_the_pool, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -677,7 +677,7 @@ static void shrink_again(struct __test_metadata *_metadata, struct subject *s)
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 
-TEST_F_TIMEOUT(retried, its_lost_pages_are_left_out_then, SLOW)
+TEST_F_TIMEOUT(retried, lost_pages_are_left_out, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -689,7 +689,7 @@ TEST_F_TIMEOUT(retried, its_lost_pages_are_left_out_then, SLOW)
 	EXPECT_EQ(0, nr_said("stays out of use"));
 }
 
-TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW)
+TEST_F_TIMEOUT(retried, unknown_loss_keeps_it_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -710,14 +710,14 @@ TEST_F_TIMEOUT(retried, that_not_all_lost_pages_are_known_is_not_forgotten, SLOW
  * meanwhile
  */
 
-FIXTURE(leaving)
+FIXTURE(freeing)
 {
 	struct subject s;
 	long memmap;
 	long memmap_less;
 };
 
-FIXTURE_SETUP(leaving)
+FIXTURE_SETUP(freeing)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 	if (!_metadata->exit_code)
@@ -725,7 +725,7 @@ FIXTURE_SETUP(leaving)
 				&self->memmap_less);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(leaving);
+FIXTURE_TEARDOWN_SUBJECT(freeing);
 
 /* The worker is on this CPU: look on from another one. */
 static void let_it_leave(struct __test_metadata *_metadata, struct subject *s)
@@ -740,7 +740,7 @@ static void let_it_leave(struct __test_metadata *_metadata, struct subject *s)
 	ASSERT_TRUE(hold_cpu(false));
 }
 
-TEST_F_TIMEOUT(leaving, a_page_that_is_hit_again_counts_once, 2 * SLOW)
+TEST_F_TIMEOUT(freeing, page_that_is_hit_again_counts_once, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long last = s->nr_raw - 1;
@@ -769,7 +769,7 @@ TEST_F_TIMEOUT(leaving, a_page_that_is_hit_again_counts_once, 2 * SLOW)
 	EXPECT_NE(8, tries);
 }
 
-TEST_F_TIMEOUT(leaving, an_unknown_loss_keeps_it_out_of_use, 2 * SLOW)
+TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int tries;
@@ -836,7 +836,7 @@ FIXTURE_SETUP(retried_cma)
 
 FIXTURE_TEARDOWN_SUBJECT(retried_cma);
 
-TEST_F_TIMEOUT(retried_cma, where_it_is_from_is_not_forgotten, SLOW)
+TEST_F_TIMEOUT(retried_cma, memory_returns_to_cma, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -880,7 +880,7 @@ static bool is_made_again(struct subject *s)
 	return flags & KPF_HUGE;
 }
 
-TEST_F_TIMEOUT(retried_cma, cma_gives_the_healthy_part_to_others, SLOW)
+TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 {
 	const long nr_small = SZ_1G / SZ_2M;
 	char alloc[PATH_MAX], free[PATH_MAX], text[16];

@@ -13,7 +13,7 @@
  *   mounted, mounted_plain	mounts of hugetlbfs that promise or limit hugepages
  *   charged	cgroups
  *   optimized	hugepages without most of their struct pages
- *   alone	hugepages with one lost page among the first
+ *   one_lost	hugepages with one lost page among the first
  *   gigantic	1 GiB hugepages from wherever they come
  *   booted	a healthy one from boot
  *
@@ -46,7 +46,7 @@ FIXTURE_SETUP(accounted)
 
 FIXTURE_TEARDOWN_SUBJECT(accounted);
 
-TEST_F(accounted, the_pages_on_both_sides_of_a_hugepage_line_are_two_losses)
+TEST_F(accounted, pages_beside_a_boundary_count_twice)
 {
 	struct subject *s = &self->s;
 
@@ -63,7 +63,7 @@ TEST_F(accounted, the_pages_on_both_sides_of_a_hugepage_line_are_two_losses)
 	expect_all_come_back(_metadata, s, 1);
 }
 
-TEST_F(accounted, a_read_returns_the_hugepage_in_front_of_the_lost_page)
+TEST_F(accounted, read_returns_the_hugepage_before)
 {
 	struct subject *s = &self->s;
 	unsigned long ps = psize();
@@ -85,7 +85,7 @@ TEST_F(accounted, a_read_returns_the_hugepage_in_front_of_the_lost_page)
 	free(buf);
 }
 
-TEST_F(accounted, a_refused_udmabuf_does_not_hold_the_hugepage_before_the_lost_page)
+TEST_F(accounted, refused_udmabuf_holds_no_hugepage)
 {
 	struct subject *s = &self->s;
 	struct {
@@ -122,7 +122,7 @@ TEST_F(accounted, a_refused_udmabuf_does_not_hold_the_hugepage_before_the_lost_p
 	close(fd);
 }
 
-TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)
+TEST_F(accounted, healthy_hugepage_returns_to_the_pool)
 {
 	struct subject *s = &self->s;
 
@@ -135,7 +135,7 @@ TEST_F(accounted, a_healthy_hugepage_of_a_kept_file_goes_back_to_the_pool)
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F(accounted, a_punch_removes_whole_hugepages_even_if_a_part_is_lost)
+TEST_F(accounted, punch_removes_kept_hugepages)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw - 2;
@@ -153,7 +153,7 @@ TEST_F(accounted, a_punch_removes_whole_hugepages_even_if_a_part_is_lost)
 	expect_pool(_metadata, s, 0, 1);
 }
 
-TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
+TEST_F(accounted, reservation_outlives_a_poisoned_one)
 {
 	struct subject *s = &self->s;
 	struct pool pool;
@@ -185,7 +185,7 @@ TEST_F(accounted, a_reservation_outlives_the_poisoned_hugepage_beside_it)
 }
 
 /* The pool gets the size that is asked for; sysfs shows the size that it has. */
-TEST_F(accounted, the_pool_does_not_wait_for_the_poisoned_hugepage)
+TEST_F(accounted, nr_hugepages_excludes_the_poisoned_one)
 {
 	struct subject *s = &self->s;
 	long before, after;
@@ -203,7 +203,7 @@ TEST_F(accounted, the_pool_does_not_wait_for_the_poisoned_hugepage)
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F(accounted, a_surplus_hugepage_leaves_the_pool_as_it_was)
+TEST_F(accounted, surplus_hugepage_leaves_pool_unchanged)
 {
 	struct subject *s = &self->s;
 	struct pool pool;
@@ -251,7 +251,7 @@ FIXTURE_SETUP(counted)
 
 FIXTURE_TEARDOWN_SUBJECT(counted);
 
-TEST_F_TIMEOUT(counted, the_first_and_the_last_page_alone_are_left_out, SLOW)
+TEST_F_TIMEOUT(counted, only_first_and_last_page_are_left_out, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -261,7 +261,7 @@ TEST_F_TIMEOUT(counted, the_first_and_the_last_page_alone_are_left_out, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(counted, all_free_hugepages_may_be_reserved_at_the_end, SLOW)
+TEST_F_TIMEOUT(counted, all_free_hugepages_can_be_reserved, SLOW)
 {
 	struct subject *s = &self->s;
 	char *others;
@@ -288,7 +288,7 @@ TEST_F_TIMEOUT(counted, all_free_hugepages_may_be_reserved_at_the_end, SLOW)
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 
-TEST_F_TIMEOUT(counted, a_dry_pool_has_nothing_in_place_of_what_was_punched, SLOW)
+TEST_F_TIMEOUT(counted, empty_pool_does_not_refill_a_hole, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -310,7 +310,7 @@ TEST_F_TIMEOUT(counted, a_dry_pool_has_nothing_in_place_of_what_was_punched, SLO
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(counted, the_end_makes_room_for_another_surplus_hugepage, SLOW)
+TEST_F_TIMEOUT(counted, release_allows_another_surplus_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	char *other;
@@ -339,7 +339,7 @@ TEST_F_TIMEOUT(counted, the_end_makes_room_for_another_surplus_hugepage, SLOW)
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(counted, a_healed_surplus_hugepage_stays_one, SLOW)
+TEST_F_TIMEOUT(counted, healed_surplus_hugepage_stays_surplus, SLOW)
 {
 	struct subject *s = &self->s;
 	char *other;
@@ -363,7 +363,7 @@ TEST_F_TIMEOUT(counted, a_healed_surplus_hugepage_stays_one, SLOW)
 	expect_change(_metadata, s, 0, 0, 0, 0);
 }
 
-TEST_F_TIMEOUT(counted, healing_leaves_what_its_file_reserves, SLOW)
+TEST_F_TIMEOUT(counted, healing_keeps_reservations_of_the_file, SLOW)
 {
 	struct subject *s = &self->s;
 	char *map;
@@ -395,7 +395,7 @@ static void take_whole_pool(struct __test_metadata *_metadata, struct subject *s
 	lose(_metadata, s, s->nr_raw + 5);
 }
 
-TEST_F_TIMEOUT(counted, the_pool_grows_and_shrinks_beside_lost_pages, SLOW)
+TEST_F_TIMEOUT(counted, pool_resizes_beside_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw;
@@ -426,7 +426,7 @@ TEST_F_TIMEOUT(counted, the_pool_grows_and_shrinks_beside_lost_pages, SLOW)
 	expect_change(_metadata, s, -2, -2, 0, 0);
 }
 
-TEST_F_TIMEOUT(counted, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, SLOW)
+TEST_F_TIMEOUT(counted, pool_shrunk_to_zero_ends_with_release, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -453,7 +453,7 @@ TEST_F_TIMEOUT(counted, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, S
 	expect_change(_metadata, s, -2, -2, 0, 0);
 }
 
-TEST_F_TIMEOUT(counted, a_pool_grown_again_counts_its_hugepages_as_before, SLOW)
+TEST_F_TIMEOUT(counted, regrown_pool_counts_as_before, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -535,7 +535,7 @@ static void expect_node(struct __test_metadata *_metadata, struct subject *s, in
 #define expect_far(...) \
 	expect_node(_metadata, &self->s, self->far, &self->far_before, __VA_ARGS__)
 
-TEST_F_TIMEOUT(nodes, the_node_of_the_hugepage_counts_it_and_no_other, SLOW)
+TEST_F_TIMEOUT(nodes, only_the_hugepages_own_node_counts_it, SLOW)
 {
 	static const char * const names[] = {
 		"total", "delayed", "ignored", "failed", "recovered",
@@ -574,7 +574,7 @@ TEST_F_TIMEOUT(nodes, the_node_of_the_hugepage_counts_it_and_no_other, SLOW)
 	expect_near(0, 0, 0);
 }
 
-TEST_F_TIMEOUT(nodes, a_surplus_hugepage_elsewhere_stays_one, SLOW)
+TEST_F_TIMEOUT(nodes, surplus_of_another_node_stays_surplus, SLOW)
 {
 	struct subject *s = &self->s;
 	long meant = nr_meant(s);
@@ -606,7 +606,7 @@ TEST_F_TIMEOUT(nodes, a_surplus_hugepage_elsewhere_stays_one, SLOW)
 	expect_all_come_back(_metadata, s, 0);
 }
 
-TEST_F_TIMEOUT(nodes, where_its_node_has_a_surplus_hugepage_it_goes_as_that, SLOW)
+TEST_F_TIMEOUT(nodes, surplus_of_the_node_is_released_first, SLOW)
 {
 	struct subject *s = &self->s;
 	long meant = nr_meant(s);
@@ -652,7 +652,7 @@ static void heal_from_near(struct __test_metadata *_metadata, struct subject *s,
 	expect_replaced(_metadata, s);
 }
 
-TEST_F_TIMEOUT(nodes, healing_takes_one_of_the_same_node, SLOW)
+TEST_F_TIMEOUT(nodes, healing_takes_from_the_same_node, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -667,7 +667,7 @@ TEST_F_TIMEOUT(nodes, healing_takes_one_of_the_same_node, SLOW)
 	expect_near(0, 0, 0);
 }
 
-TEST_F_TIMEOUT(nodes, healing_takes_one_of_another_node, SLOW)
+TEST_F_TIMEOUT(nodes, healing_takes_from_another_node, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -682,7 +682,7 @@ TEST_F_TIMEOUT(nodes, healing_takes_one_of_another_node, SLOW)
 	expect_near(0, 0, 0);
 }
 
-TEST_F_TIMEOUT(nodes, healing_makes_one_on_the_same_node, SLOW)
+TEST_F_TIMEOUT(nodes, healing_allocates_on_the_same_node, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -732,7 +732,7 @@ static long nr_left_on_mount(void)
 	return statfs(MOUNT, &st) ? -1 : st.f_bfree;
 }
 
-TEST_F_TIMEOUT(mounted, what_a_mount_is_promised_outlives_a_lost_hugepage, SLOW)
+TEST_F_TIMEOUT(mounted, min_size_outlives_a_lost_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	char *map;
@@ -786,7 +786,7 @@ FIXTURE_SETUP(mounted_plain)
 
 FIXTURE_TEARDOWN_SUBJECT(mounted_plain);
 
-TEST_F_TIMEOUT(mounted_plain, a_poisoned_hugepage_is_in_use_until_unpoisoned, SLOW)
+TEST_F_TIMEOUT(mounted_plain, hugepage_counts_until_unpoisoned, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -964,7 +964,7 @@ TEST_F_TIMEOUT(charged, charges_end_with_the_hugepage, SLOW)
 	expect_charges(_metadata, s, CHILD, 0, 0);
 }
 
-TEST_F_TIMEOUT(charged, a_group_at_its_limit_gets_a_fresh_hugepage_for_a_lost_one, SLOW)
+TEST_F_TIMEOUT(charged, group_at_its_limit_replaces_a_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	pid_t pid;
@@ -1008,7 +1008,7 @@ static void fill_in_group(struct __test_metadata *_metadata, struct subject *s)
 	expect_charges(_metadata, s, GROUP, 1, 1);
 }
 
-TEST_F_TIMEOUT(charged, charges_wait_for_the_end_when_all_processes_are_gone, SLOW)
+TEST_F_TIMEOUT(charged, charges_outlive_the_processes, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1019,7 +1019,7 @@ TEST_F_TIMEOUT(charged, charges_wait_for_the_end_when_all_processes_are_gone, SL
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(charged, a_removed_group_leaves_its_charges_to_the_outer_one, SLOW)
+TEST_F_TIMEOUT(charged, parent_gets_charges_of_a_removed_group, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1034,7 +1034,7 @@ TEST_F_TIMEOUT(charged, a_removed_group_leaves_its_charges_to_the_outer_one, SLO
 	EXPECT_EQ(0, rmdir(MOUNT GROUP));
 }
 
-TEST_F_TIMEOUT(charged, healing_by_others_changes_no_charge, SLOW)
+TEST_F_TIMEOUT(charged, healing_by_others_moves_no_charge, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1052,7 +1052,7 @@ TEST_F_TIMEOUT(charged, healing_by_others_changes_no_charge, SLOW)
 }
 
 /* By one that has to be made, for the pool is dry. */
-TEST_F_TIMEOUT(charged, a_group_at_its_limit_heals, SLOW)
+TEST_F_TIMEOUT(charged, group_at_its_limit_can_heal, SLOW)
 {
 	struct subject *s = &self->s;
 	pid_t pid;
@@ -1075,7 +1075,7 @@ TEST_F_TIMEOUT(charged, a_group_at_its_limit_heals, SLOW)
 	expect_change(_metadata, s, 0, 0, 0, 0);
 }
 
-TEST_F_TIMEOUT(charged, filters_know_the_group_of_a_hugepage, SLOW)
+TEST_F_TIMEOUT(charged, memcg_filter_applies_to_hugepages, SLOW)
 {
 	struct subject *s = &self->s;
 	struct stat group, child;
@@ -1171,7 +1171,7 @@ static void expect_memmap(struct __test_metadata *_metadata,
 	EXPECT_EQ(wanted, nr_memmap());
 }
 
-TEST_F_TIMEOUT(optimized, the_end_restores_the_struct_pages, SLOW)
+TEST_F_TIMEOUT(optimized, release_restores_the_struct_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1189,7 +1189,7 @@ TEST_F_TIMEOUT(optimized, the_end_restores_the_struct_pages, SLOW)
 	expect_memmap(_metadata, self, 2);
 }
 
-TEST_F_TIMEOUT(optimized, that_others_are_made_differently_meanwhile_is_no_matter, SLOW)
+TEST_F_TIMEOUT(optimized, release_works_after_HVO_was_switched, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1206,7 +1206,7 @@ TEST_F_TIMEOUT(optimized, that_others_are_made_differently_meanwhile_is_no_matte
 	expect_memmap(_metadata, self, 2);
 }
 
-TEST_F_TIMEOUT(optimized, healing_restores_what_goes, SLOW)
+TEST_F_TIMEOUT(optimized, healing_restores_the_struct_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1224,7 +1224,7 @@ TEST_F_TIMEOUT(optimized, healing_restores_what_goes, SLOW)
 	expect_memmap(_metadata, self, 2);
 }
 
-TEST_F_TIMEOUT(optimized, healing_takes_one_made_differently, SLOW)
+TEST_F_TIMEOUT(optimized, healing_works_after_HVO_was_switched, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1243,7 +1243,7 @@ TEST_F_TIMEOUT(optimized, healing_takes_one_made_differently, SLOW)
 	expect_memmap(_metadata, self, 2);
 }
 
-TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages, SLOW)
+TEST_F_TIMEOUT(optimized, pool_shrunk_to_zero_ends_with_release, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1263,69 +1263,69 @@ TEST_F_TIMEOUT(optimized, a_pool_shrunk_to_nothing_goes_with_its_last_hugepages,
  * is known of the hugepage as a whole.
  */
 
-FIXTURE(alone)
+FIXTURE(one_lost)
 {
 	struct subject s;
 	long memmap;
 	long memmap_less;
 };
 
-FIXTURE_VARIANT(alone)
+FIXTURE_VARIANT(one_lost)
 {
 	unsigned long size;
 	bool keep;
 	bool hvo;
 };
 
-FIXTURE_VARIANT_ADD(alone, kept_2m)
+FIXTURE_VARIANT_ADD(one_lost, kept_2m)
 {
 	.size = SZ_2M,
 	.keep = true,
 };
 
-FIXTURE_VARIANT_ADD(alone, plain_2m)
+FIXTURE_VARIANT_ADD(one_lost, plain_2m)
 {
 	.size = SZ_2M,
 };
 
-FIXTURE_VARIANT_ADD(alone, kept_1g)
+FIXTURE_VARIANT_ADD(one_lost, kept_1g)
 {
 	.size = SZ_1G,
 	.keep = true,
 };
 
-FIXTURE_VARIANT_ADD(alone, plain_1g)
+FIXTURE_VARIANT_ADD(one_lost, plain_1g)
 {
 	.size = SZ_1G,
 };
 
-FIXTURE_VARIANT_ADD(alone, optimized_kept_2m)
+FIXTURE_VARIANT_ADD(one_lost, optimized_kept_2m)
 {
 	.size = SZ_2M,
 	.keep = true,
 	.hvo = true,
 };
 
-FIXTURE_VARIANT_ADD(alone, optimized_plain_2m)
+FIXTURE_VARIANT_ADD(one_lost, optimized_plain_2m)
 {
 	.size = SZ_2M,
 	.hvo = true,
 };
 
-FIXTURE_VARIANT_ADD(alone, optimized_kept_1g)
+FIXTURE_VARIANT_ADD(one_lost, optimized_kept_1g)
 {
 	.size = SZ_1G,
 	.keep = true,
 	.hvo = true,
 };
 
-FIXTURE_VARIANT_ADD(alone, optimized_plain_1g)
+FIXTURE_VARIANT_ADD(one_lost, optimized_plain_1g)
 {
 	.size = SZ_1G,
 	.hvo = true,
 };
 
-FIXTURE_SETUP(alone)
+FIXTURE_SETUP(one_lost)
 {
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
@@ -1335,9 +1335,9 @@ FIXTURE_SETUP(alone)
 				&self->memmap_less);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(alone);
+FIXTURE_TEARDOWN_SUBJECT(one_lost);
 
-TEST_F_TIMEOUT(alone, is_left_out_and_comes_back, SLOW)
+TEST_F_TIMEOUT(one_lost, page_is_left_out_until_unpoisoned, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i;
@@ -1499,7 +1499,7 @@ FIXTURE_SETUP(gigantic)
 FIXTURE_TEARDOWN_SUBJECT(gigantic);
 
 /* First some are free, up to a lost one, and then it takes a while to free the rest. */
-TEST_F_TIMEOUT(gigantic, lost_pages_look_lost_before_the_first_healthy_one_is_free, SLOW)
+TEST_F_TIMEOUT(gigantic, marks_lost_pages_before_freeing_others, SLOW)
 {
 	struct subject *s = &self->s;
 	const time_t end = time(NULL) + 60;
@@ -1520,7 +1520,7 @@ TEST_F_TIMEOUT(gigantic, lost_pages_look_lost_before_the_first_healthy_one_is_fr
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
+TEST_F_TIMEOUT(gigantic, release_frees_all_but_lost_pages, 3 * SLOW)
 {
 	struct subject *s = &self->s;
 	long cma_kb, healthy_kb;
@@ -1576,7 +1576,7 @@ TEST_F_TIMEOUT(gigantic, the_end_gives_back_all_but_the_lost_pages, 3 * SLOW)
 	}
 }
 
-TEST_F_TIMEOUT(gigantic, a_healed_one_goes_back_to_where_it_was, 3 * SLOW)
+TEST_F_TIMEOUT(gigantic, heal_returns_memory_to_its_allocator, 3 * SLOW)
 {
 	struct subject *s = &self->s;
 	long cma_kb, cma_pages, healthy_kb;
@@ -1630,7 +1630,7 @@ FIXTURE_SETUP(booted)
 
 FIXTURE_TEARDOWN_SUBJECT(booted);
 
-TEST_F_TIMEOUT(booted, all_of_it_is_free_memory_when_it_goes, SLOW)
+TEST_F_TIMEOUT(booted, hugepage_is_freed_completely, SLOW)
 {
 	struct subject *s = &self->s;
 	long memmap = nr_memmap(), kb = meminfo_kb("MemFree");

@@ -11,7 +11,7 @@
  *   plain	the same without the flag, also on kernels that lack the flag
  *   truncated	several poisoned hugepages in one truncation, kept and plain
  *   pinned	pipes, long-term pins and rings outlive the file
- *   left_over	a plain hugepage that is hit when only they hold it
+ *   pinned_plain	a plain hugepage that is hit when only they hold it
  *   in_flight	so does direct I/O
  *   several	hugepages with many users, which let go in any order
  *   iommu	memory that iommufd gives to devices
@@ -112,7 +112,7 @@ FIXTURE_SETUP(kept)
 
 FIXTURE_TEARDOWN_SUBJECT(kept);
 
-TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, last_pin_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -136,7 +136,7 @@ TEST_F_TIMEOUT(kept, the_last_pin_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, truncation_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, truncation_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -147,7 +147,7 @@ TEST_F_TIMEOUT(kept, truncation_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, punching_the_hugepage_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, punch_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -157,7 +157,7 @@ TEST_F_TIMEOUT(kept, punching_the_hugepage_gives_back_all_but_the_lost_pages, SL
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, the_last_close_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, last_close_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -168,7 +168,7 @@ TEST_F_TIMEOUT(kept, the_last_close_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, the_last_munmap_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, last_munmap_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -180,7 +180,7 @@ TEST_F_TIMEOUT(kept, the_last_munmap_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, many_lost_pages_are_all_left_out_at_the_end, SLOW)
+TEST_F_TIMEOUT(kept, many_lost_pages_are_left_out, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -213,7 +213,7 @@ static pid_t leave_to_child(struct __test_metadata *_metadata, struct subject *s
 	return h.pid;
 }
 
-TEST_F_TIMEOUT(kept, exit_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, exit_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -221,7 +221,7 @@ TEST_F_TIMEOUT(kept, exit_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, SIGKILL_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, SIGKILL_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	pid_t pid = leave_to_child(_metadata, s, false);
@@ -234,7 +234,7 @@ TEST_F_TIMEOUT(kept, SIGKILL_gives_back_all_but_the_lost_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, punch_and_refault_gives_a_fresh_healthy_page, SLOW)
+TEST_F_TIMEOUT(kept, refault_after_punch_gives_a_healthy_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long old = s->head[0];
@@ -312,7 +312,7 @@ static long fragments_kb(unsigned long size)
 	return kb;
 }
 
-TEST_F_TIMEOUT(kept, no_lost_page_is_to_be_had_by_allocating_all_memory, SLOW)
+TEST_F_TIMEOUT(kept, lost_pages_are_never_allocated, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr_ours = 0;
@@ -389,7 +389,7 @@ FIXTURE_SETUP(plain)
 
 FIXTURE_TEARDOWN_SUBJECT(plain);
 
-TEST_F_TIMEOUT(plain, the_hugepage_stays_out_of_use_until_it_is_unpoisoned, SLOW)
+TEST_F_TIMEOUT(plain, hugepage_stays_out_of_use_until_unpoisoned, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -498,17 +498,17 @@ static void poison_and_truncate(struct __test_metadata *_metadata,
 	EXPECT_EQ(s->corrupted, hardware_corrupted());
 }
 
-TEST_F_TIMEOUT(truncated, the_first_hugepage_is_poisoned, SLOW)
+TEST_F_TIMEOUT(truncated, first_hugepage_is_poisoned, SLOW)
 {
 	poison_and_truncate(_metadata, self, variant, 0, NR_TRUNCATED);
 }
 
-TEST_F_TIMEOUT(truncated, one_in_the_middle_is_poisoned, SLOW)
+TEST_F_TIMEOUT(truncated, middle_hugepage_is_poisoned, SLOW)
 {
 	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED / 2, NR_TRUNCATED);
 }
 
-TEST_F_TIMEOUT(truncated, the_last_hugepage_is_poisoned, SLOW)
+TEST_F_TIMEOUT(truncated, last_hugepage_is_poisoned, SLOW)
 {
 	poison_and_truncate(_metadata, self, variant, NR_TRUNCATED - 1, NR_TRUNCATED);
 }
@@ -552,7 +552,7 @@ FIXTURE_SETUP(pinned)
 
 FIXTURE_TEARDOWN_SUBJECT(pinned);
 
-TEST_F_TIMEOUT(pinned, pages_in_a_pipe_outlive_file_and_mapping, SLOW)
+TEST_F_TIMEOUT(pinned, pipe_outlives_file_and_mapping, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -585,7 +585,7 @@ TEST_F_TIMEOUT(pinned, pages_in_a_pipe_outlive_file_and_mapping, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(pinned, a_pipe_that_is_closed_lets_go_of_its_pages, SLOW)
+TEST_F_TIMEOUT(pinned, closed_pipe_releases_its_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -602,7 +602,7 @@ TEST_F_TIMEOUT(pinned, a_pipe_that_is_closed_lets_go_of_its_pages, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, a_long_term_pin_outlives_file_and_mapping, SLOW)
+TEST_F_TIMEOUT(pinned, long_term_pin_outlives_file_and_mapping, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -634,7 +634,7 @@ TEST_F_TIMEOUT(pinned, a_long_term_pin_outlives_file_and_mapping, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(pinned, a_long_term_pin_across_a_lost_page_is_refused, SLOW)
+TEST_F_TIMEOUT(pinned, long_term_pin_of_a_lost_page_is_refused, SLOW)
 {
 	const unsigned int all_flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE |
 				       PIN_LONGTERM_TEST_FLAG_USE_FAST;
@@ -672,7 +672,7 @@ TEST_F_TIMEOUT(pinned, a_long_term_pin_across_a_lost_page_is_refused, SLOW)
 }
 
 /* The kernel can't take the page from its user, but does all that it can. */
-TEST_F_TIMEOUT(pinned, the_loss_of_a_pinned_page_is_no_failure, SLOW)
+TEST_F_TIMEOUT(pinned, error_in_a_pinned_page_is_handled, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -699,7 +699,7 @@ TEST_F_TIMEOUT(pinned, the_loss_of_a_pinned_page_is_no_failure, SLOW)
 }
 
 /* As ever: nobody asks again whether a pinned page is lost. */
-TEST_F_TIMEOUT(pinned, a_pinned_page_that_is_lost_stays_where_the_kernel_finds_it, SLOW)
+TEST_F_TIMEOUT(pinned, lost_page_stays_accessible_by_its_pin, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -748,7 +748,7 @@ static pid_t start_pinning(struct __test_metadata *_metadata, struct subject *s,
 }
 
 /* Live update, say, has to carry all of a file to the next kernel. */
-TEST_F_TIMEOUT(pinned, a_file_with_a_lost_page_can_be_preserved, SLOW)
+TEST_F_TIMEOUT(pinned, file_with_a_lost_page_can_be_preserved, SLOW)
 {
 	struct subject *s = &self->s;
 	struct pin_memfd_test pin = { .fd = s->fd, .size = s->nr_raw * psize() };
@@ -771,7 +771,7 @@ TEST_F_TIMEOUT(pinned, a_file_with_a_lost_page_can_be_preserved, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, who_truncates_need_not_be_who_pins, SLOW)
+TEST_F_TIMEOUT(pinned, truncation_by_another_process, SLOW)
 {
 	struct subject *s = &self->s;
 	struct ring r;
@@ -791,7 +791,7 @@ TEST_F_TIMEOUT(pinned, who_truncates_need_not_be_who_pins, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, a_killed_process_leaves_its_ring_to_a_worker, SLOW)
+TEST_F_TIMEOUT(pinned, ring_of_a_killed_process_is_released, SLOW)
 {
 	struct subject *s = &self->s;
 	struct ring r;
@@ -810,7 +810,7 @@ TEST_F_TIMEOUT(pinned, a_killed_process_leaves_its_ring_to_a_worker, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, the_pin_of_a_dead_process_ends_in_another, SLOW)
+TEST_F_TIMEOUT(pinned, pin_of_a_dead_process_ends_in_another, SLOW)
 {
 	struct subject *s = &self->s;
 	int fd = open_pin();
@@ -828,7 +828,7 @@ TEST_F_TIMEOUT(pinned, the_pin_of_a_dead_process_ends_in_another, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, errors_find_a_hugepage_that_only_a_pin_holds, SLOW)
+TEST_F_TIMEOUT(pinned, errors_find_a_hugepage_held_by_a_pin, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -856,7 +856,7 @@ TEST_F_TIMEOUT(pinned, errors_find_a_hugepage_that_only_a_pin_holds, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, the_first_error_can_find_what_only_a_reference_holds, SLOW)
+TEST_F_TIMEOUT(pinned, first_error_finds_a_spliced_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	int pipefd[2];
@@ -873,7 +873,7 @@ TEST_F_TIMEOUT(pinned, the_first_error_can_find_what_only_a_reference_holds, SLO
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, a_healthy_hugepage_returns_to_the_pool_after_the_last_pin, SLOW)
+TEST_F_TIMEOUT(pinned, healthy_hugepage_returns_to_the_pool, SLOW)
 {
 	struct subject *s = &self->s;
 	int pipefd[2];
@@ -891,7 +891,7 @@ TEST_F_TIMEOUT(pinned, a_healthy_hugepage_returns_to_the_pool_after_the_last_pin
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(pinned, a_request_in_flight_outlives_the_file, SLOW)
+TEST_F_TIMEOUT(pinned, request_in_flight_outlives_the_file, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -934,7 +934,7 @@ TEST_F_TIMEOUT(pinned, a_request_in_flight_outlives_the_file, SLOW)
 }
 
 /* A request may wait for hours: what was healthy at its start can be lost by then. */
-TEST_F_TIMEOUT(pinned, a_request_in_flight_does_not_touch_a_page_lost_meanwhile, SLOW)
+TEST_F_TIMEOUT(pinned, request_in_flight_avoids_a_late_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1072,7 +1072,7 @@ static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
 	lose_while_waiting(_metadata, s, opcode, fds, iov, 2, nr);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_read_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_read_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1083,7 +1083,7 @@ TEST_F_TIMEOUT(pinned, a_waiting_read_leaves_out_a_lost_page, SLOW)
 			   nr);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_write_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_write_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1094,17 +1094,17 @@ TEST_F_TIMEOUT(pinned, a_waiting_write_leaves_out_a_lost_page, SLOW)
 			   psize(), nr);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_readv_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_readv_leaves_out_a_lost_page, SLOW)
 {
 	lose_a_piece_while_waiting(_metadata, &self->s, OP_READV_FIXED);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_writev_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_writev_leaves_out_a_lost_page, SLOW)
 {
 	lose_a_piece_while_waiting(_metadata, &self->s, OP_WRITEV_FIXED);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_receive_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_receive_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1114,7 +1114,7 @@ TEST_F_TIMEOUT(pinned, a_waiting_receive_leaves_out_a_lost_page, SLOW)
 	lose_while_waiting(_metadata, s, IORING_OP_RECV, fds, raw_page(s, nr) + 8, 8, nr);
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_send_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_send_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1124,7 +1124,7 @@ TEST_F_TIMEOUT(pinned, a_waiting_send_leaves_out_a_lost_page, SLOW)
 	lose_while_waiting(_metadata, s, IORING_OP_SEND, fds, raw_page(s, nr), psize(), nr);
 }
 
-TEST_F_TIMEOUT(pinned, a_resumed_send_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, resumed_send_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1186,7 +1186,7 @@ static bool connect_zerocopy(int fds[2])
 	return fds[0] >= 0;
 }
 
-TEST_F_TIMEOUT(pinned, a_waiting_send_zc_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(pinned, waiting_send_zc_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1202,29 +1202,29 @@ TEST_F_TIMEOUT(pinned, a_waiting_send_zc_leaves_out_a_lost_page, SLOW)
  * A plain hugepage that is hit when only somebody else holds it
  */
 
-FIXTURE(left_over)
+FIXTURE(pinned_plain)
 {
 	struct subject s;
 	struct ring ring;
 	int pipe[2];
 };
 
-FIXTURE_VARIANT(left_over)
+FIXTURE_VARIANT(pinned_plain)
 {
 	bool is_pinned;
 };
 
-FIXTURE_VARIANT_ADD(left_over, by_reference)
+FIXTURE_VARIANT_ADD(pinned_plain, by_reference)
 {
 	.is_pinned = false,
 };
 
-FIXTURE_VARIANT_ADD(left_over, by_pin)
+FIXTURE_VARIANT_ADD(pinned_plain, by_pin)
 {
 	.is_pinned = true,
 };
 
-FIXTURE_SETUP(left_over)
+FIXTURE_SETUP(pinned_plain)
 {
 	struct subject *s = &self->s;
 
@@ -1249,9 +1249,9 @@ FIXTURE_SETUP(left_over)
 	let_go(_metadata, s);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(left_over);
+FIXTURE_TEARDOWN_SUBJECT(pinned_plain);
 
-TEST_F_TIMEOUT(left_over, can_be_unpoisoned_when_it_is_nobodys, SLOW)
+TEST_F_TIMEOUT(pinned_plain, can_be_unpoisoned_after_release, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1350,17 +1350,17 @@ static void lose_in_flight(struct __test_metadata *_metadata, struct subject *s,
 	close(disk);
 }
 
-TEST_F_TIMEOUT(in_flight, what_is_being_written_outlives_the_file, SLOW)
+TEST_F_TIMEOUT(in_flight, write_outlives_the_file, SLOW)
 {
 	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_WRITE, self->disk, 3);
 }
 
-TEST_F_TIMEOUT(in_flight, what_is_being_read_outlives_the_file, SLOW)
+TEST_F_TIMEOUT(in_flight, read_outlives_the_file, SLOW)
 {
 	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_READ, self->disk, 3);
 }
 
-TEST_F_TIMEOUT(in_flight, a_page_lost_on_its_way_is_left_out, SLOW)
+TEST_F_TIMEOUT(in_flight, late_lost_page_is_left_out, SLOW)
 {
 	lose_in_flight(_metadata, &self->s, &self->ring, IORING_OP_WRITE, self->disk, 12);
 }
@@ -1373,7 +1373,7 @@ static int open_cached(void)
 	return fd < 0 || posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM) ? -1 : fd;
 }
 
-TEST_F_TIMEOUT(in_flight, a_resumed_read_leaves_out_a_lost_page, SLOW)
+TEST_F_TIMEOUT(in_flight, resumed_read_leaves_out_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	int fd = open_cached();
@@ -1523,28 +1523,28 @@ static void expect_end_in_order(struct __test_metadata *_metadata, struct subjec
 	expect_pool(_metadata, s, 3, 0);
 }
 
-TEST_F_TIMEOUT(several, pins_end_with_the_pipe, SLOW)
+TEST_F_TIMEOUT(several, pins_of_a_pipe_end_last, SLOW)
 {
 	const int order[NR_PINS] = { LONG_TERM, IN_RING, IN_PIPE };
 
 	expect_end_in_order(_metadata, &self->s, order);
 }
 
-TEST_F_TIMEOUT(several, pins_end_with_the_long_term_ones, SLOW)
+TEST_F_TIMEOUT(several, long_term_pins_end_last, SLOW)
 {
 	const int order[NR_PINS] = { IN_RING, IN_PIPE, LONG_TERM };
 
 	expect_end_in_order(_metadata, &self->s, order);
 }
 
-TEST_F_TIMEOUT(several, pins_end_with_the_ring, SLOW)
+TEST_F_TIMEOUT(several, pins_of_a_ring_end_last, SLOW)
 {
 	const int order[NR_PINS] = { IN_PIPE, LONG_TERM, IN_RING };
 
 	expect_end_in_order(_metadata, &self->s, order);
 }
 
-TEST_F_TIMEOUT(several, one_pin_across_hugepages_holds_all_of_them, SLOW)
+TEST_F_TIMEOUT(several, one_pin_holds_several_hugepages, SLOW)
 {
 	struct subject *s = &self->s;
 	int fd = open_pin();
@@ -1683,7 +1683,7 @@ TEST_F_TIMEOUT(several, truncation_races_with_direct_io, SLOW)
 	truncate_in_use(_metadata, s, use_by_direct_io, fd);
 }
 
-TEST_F_TIMEOUT(several, truncation_races_with_process_vm_readv_and_writev, SLOW)
+TEST_F_TIMEOUT(several, truncation_races_with_process_vm_access, SLOW)
 {
 	truncate_in_use(_metadata, &self->s, use_by_process_vm, -1);
 }
@@ -1865,7 +1865,7 @@ static void close_iommu(struct __test_metadata *_metadata, FIXTURE_DATA(iommu) *
 	expect_released(_metadata, &self->s);
 }
 
-TEST_F_TIMEOUT(iommu, a_device_is_given_all_but_the_lost_page, SLOW)
+TEST_F_TIMEOUT(iommu, device_can_access_all_but_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1885,7 +1885,7 @@ TEST_F_TIMEOUT(iommu, a_device_is_given_all_but_the_lost_page, SLOW)
 	close_iommu(_metadata, self);
 }
 
-TEST_F_TIMEOUT(iommu, a_device_that_comes_late_is_refused_the_lost_page, SLOW)
+TEST_F_TIMEOUT(iommu, late_device_is_refused_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1903,7 +1903,7 @@ TEST_F_TIMEOUT(iommu, a_device_that_comes_late_is_refused_the_lost_page, SLOW)
 	close_iommu(_metadata, self);
 }
 
-TEST_F_TIMEOUT(iommu, a_driver_is_refused_the_lost_page, SLOW)
+TEST_F_TIMEOUT(iommu, driver_is_refused_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1931,7 +1931,7 @@ TEST_F_TIMEOUT(iommu, a_driver_is_refused_the_lost_page, SLOW)
 }
 
 /* As ever: nobody asks again whether a pinned page is lost. */
-TEST_F_TIMEOUT(iommu, a_driver_goes_on_with_what_a_device_has, SLOW)
+TEST_F_TIMEOUT(iommu, driver_keeps_what_a_device_has, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;

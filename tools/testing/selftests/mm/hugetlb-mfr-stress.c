@@ -3194,7 +3194,7 @@ static void expect_effect(struct __test_metadata *_metadata, const char *what,
 			TH_LOG("%s%s had no effect", what, name);
 }
 
-TEST_F_TIMEOUT(stress, lost_pages_stay_out_of_use_and_all_others_come_back, LONG_RUN)
+TEST_F_TIMEOUT(stress, only_lost_pages_stay_out_of_use, LONG_RUN)
 {
 	const struct op *op;
 	bool last = false;

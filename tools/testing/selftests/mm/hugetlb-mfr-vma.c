@@ -5,7 +5,7 @@
  * The fixtures:
  *   mapped	what changes a mapping
  *   shared_table	processes that share a page table
- *   faulted	userfaultfd
+ *   uffd	userfaultfd
  */
 
 #define _GNU_SOURCE
@@ -56,7 +56,7 @@ static void lose_unseen(struct __test_metadata *_metadata, struct subject *s,
 	s->injector = injector;
 }
 
-TEST_F_TIMEOUT(mapped, MADV_DONTNEED_unmaps_no_more_than_that, SLOW)
+TEST_F_TIMEOUT(mapped, MADV_DONTNEED_unmaps_only_its_range, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -81,7 +81,7 @@ TEST_F_TIMEOUT(mapped, MADV_DONTNEED_unmaps_no_more_than_that, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(mapped, MADV_REMOVE_ends_its_life, SLOW)
+TEST_F_TIMEOUT(mapped, MADV_REMOVE_releases_the_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i, nr_wrong = 0;
@@ -117,7 +117,7 @@ static char *reserve(size_t len, size_t align)
 	return (char *)(((uintptr_t)area + align - 1) & ~(align - 1));
 }
 
-TEST_F_TIMEOUT(mapped, mremap_takes_lost_pages_along, SLOW)
+TEST_F_TIMEOUT(mapped, mremap_moves_lost_pages_along, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -146,7 +146,7 @@ TEST_F_TIMEOUT(mapped, mremap_takes_lost_pages_along, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(mapped, mprotect_changes_nothing_else, SLOW)
+TEST_F_TIMEOUT(mapped, mprotect_changes_only_protection, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -169,7 +169,7 @@ TEST_F_TIMEOUT(mapped, mprotect_changes_nothing_else, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(mapped, mlock_and_munlock_change_nothing_else, SLOW)
+TEST_F_TIMEOUT(mapped, mlock_and_munlock_keep_the_mapping, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -192,7 +192,7 @@ TEST_F_TIMEOUT(mapped, mlock_and_munlock_change_nothing_else, SLOW)
 }
 
 /* Paging and the like don't change hugepages. */
-TEST_F_TIMEOUT(mapped, advice_for_small_pages_does_no_harm, SLOW)
+TEST_F_TIMEOUT(mapped, advice_for_small_pages_is_harmless, SLOW)
 {
 	static const struct {
 		int advice;
@@ -219,7 +219,7 @@ TEST_F_TIMEOUT(mapped, advice_for_small_pages_does_no_harm, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(mapped, parent_and_child_hear_of_what_the_other_loses, SLOW)
+TEST_F_TIMEOUT(mapped, losses_are_signalled_to_parent_and_child, SLOW)
 {
 	struct subject *s = &self->s;
 	struct helper h;
@@ -397,7 +397,7 @@ static void expect_all_released(struct __test_metadata *_metadata, struct subjec
 		expect_all_come_back(_metadata, s, i);
 }
 
-TEST_F_TIMEOUT(shared_table, both_processes_hear_of_each_lost_page, SLOW)
+TEST_F_TIMEOUT(shared_table, signals_each_loss_to_both_processes, SLOW)
 {
 	struct subject *s = &self->s;
 	struct sharer h;
@@ -469,17 +469,17 @@ static void expect_unshared(struct __test_metadata *_metadata, struct subject *s
 	expect_all_released(_metadata, s, 2);
 }
 
-TEST_F_TIMEOUT(shared_table, unsharing_by_mprotect_keeps, SLOW)
+TEST_F_TIMEOUT(shared_table, stays_kept_if_unshared_by_mprotect, SLOW)
 {
 	expect_unshared(_metadata, &self->s, PROTECT);
 }
 
-TEST_F_TIMEOUT(shared_table, unsharing_by_munmap_keeps, SLOW)
+TEST_F_TIMEOUT(shared_table, stays_kept_if_unshared_by_munmap, SLOW)
 {
 	expect_unshared(_metadata, &self->s, UNMAP);
 }
 
-TEST_F_TIMEOUT(shared_table, both_see_the_healed_hugepage, SLOW)
+TEST_F_TIMEOUT(shared_table, maps_the_healed_hugepage_for_both, SLOW)
 {
 	struct subject *s = &self->s;
 	struct sharer h;
@@ -502,7 +502,7 @@ TEST_F_TIMEOUT(shared_table, both_see_the_healed_hugepage, SLOW)
 	kill_child(_metadata, h.helper.pid);
 }
 
-TEST_F_TIMEOUT(shared_table, who_dies_leaves_the_other_all, SLOW)
+TEST_F_TIMEOUT(shared_table, outlives_one_of_the_processes, SLOW)
 {
 	struct subject *s = &self->s;
 	struct sharer h;
@@ -525,16 +525,16 @@ TEST_F_TIMEOUT(shared_table, who_dies_leaves_the_other_all, SLOW)
  * userfaultfd
  */
 
-FIXTURE(faulted)
+FIXTURE(uffd)
 {
 	struct subject s;
 	int uffd;
 };
 
-FIXTURE_VARIANTS(faulted, simulated_and_mce_2m)
-FIXTURE_VARIANT_ADD_SIZES(faulted)
+FIXTURE_VARIANTS(uffd, simulated_and_mce_2m)
+FIXTURE_VARIANT_ADD_SIZES(uffd)
 
-FIXTURE_SETUP(faulted)
+FIXTURE_SETUP(uffd)
 {
 	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, 0);
 	if (_metadata->exit_code)
@@ -546,7 +546,7 @@ FIXTURE_SETUP(faulted)
 		SKIP(return, "needs CONFIG_USERFAULTFD");
 }
 
-FIXTURE_TEARDOWN_SUBJECT(faulted);
+FIXTURE_TEARDOWN_SUBJECT(uffd);
 
 /* Watch over the mapping. Returns if the kernel can do that. */
 static bool watch(int uffd, struct subject *s, uint64_t features, uint64_t mode)
@@ -623,7 +623,7 @@ static void expect_no_event(struct __test_metadata *_metadata, int uffd)
 	EXPECT_EQ(0, poll(&pfd, 1, 0));
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_CONTINUE_maps_it_with_its_lost_pages, SLOW)
+TEST_F_TIMEOUT(uffd, UFFDIO_CONTINUE_maps_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -659,7 +659,7 @@ TEST_F_TIMEOUT(faulted, UFFDIO_CONTINUE_maps_it_with_its_lost_pages, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_COPY_fills_a_hole_with_a_kept_hugepage, SLOW)
+TEST_F_TIMEOUT(uffd, UFFDIO_COPY_fills_in_a_kept_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	struct uffdio_copy copy;
@@ -720,7 +720,7 @@ static int write_protect(int uffd, struct subject *s, bool on)
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_WRITEPROTECT_works_beside_lost_pages, SLOW)
+TEST_F_TIMEOUT(uffd, UFFDIO_WRITEPROTECT_works_with_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -760,7 +760,7 @@ TEST_F_TIMEOUT(faulted, UFFDIO_WRITEPROTECT_works_beside_lost_pages, SLOW)
 
 /* A write waits for the permission, and arrives where that is given. */
 static void expect_protected(struct __test_metadata *_metadata,
-			     FIXTURE_DATA(faulted) * self, unsigned long nr)
+			     FIXTURE_DATA(uffd) * self, unsigned long nr)
 {
 	struct subject *s = &self->s;
 	struct toucher t;
@@ -776,7 +776,7 @@ static void expect_protected(struct __test_metadata *_metadata,
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
-TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_write_protected, SLOW)
+TEST_F_TIMEOUT(uffd, healed_hugepage_stays_write_protected, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -790,7 +790,7 @@ TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_write_protected, SLOW)
 	expect_protected(_metadata, self, 0);
 }
 
-TEST_F_TIMEOUT(faulted, healing_leaves_a_marker_of_protection, SLOW)
+TEST_F_TIMEOUT(uffd, healing_leaves_a_write_protect_marker, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -806,7 +806,7 @@ TEST_F_TIMEOUT(faulted, healing_leaves_a_marker_of_protection, SLOW)
 }
 
 /* It has found the damaged hugepage, and waits while that is replaced. */
-TEST_F_TIMEOUT(faulted, a_waiting_write_reaches_the_healed_one, SLOW)
+TEST_F_TIMEOUT(uffd, waiting_write_reaches_the_healed_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	struct toucher t;
@@ -836,7 +836,7 @@ static int access_protect(int uffd, struct subject *s, bool on)
 	return ioctl(uffd, UFFDIO_RWPROTECT, &rwp) ? -errno : 0;
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
+TEST_F_TIMEOUT(uffd, UFFDIO_RWPROTECT_works_with_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -859,7 +859,7 @@ TEST_F_TIMEOUT(faulted, UFFDIO_RWPROTECT_works_beside_lost_pages, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_access_protected, SLOW)
+TEST_F_TIMEOUT(uffd, healed_hugepage_stays_access_protected, SLOW)
 {
 	struct subject *s = &self->s;
 	struct toucher t;
@@ -877,7 +877,7 @@ TEST_F_TIMEOUT(faulted, a_healed_hugepage_is_access_protected, SLOW)
 	expect_replaced(_metadata, s);
 }
 
-TEST_F_TIMEOUT(faulted, UFFDIO_POISON_means_one_mapping_and_no_memory, SLOW)
+TEST_F_TIMEOUT(uffd, UFFDIO_POISON_affects_one_mapping_only, SLOW)
 {
 	struct subject *s = &self->s;
 	struct uffdio_poison poison;

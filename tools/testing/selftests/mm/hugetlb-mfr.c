@@ -13,9 +13,9 @@
  *   global	flags that memfd_create() takes and refuses
  *   kept	one kept hugepage, for each hugepage size and injector
  *   plain	the same without the flag, also on kernels that lack the flag
- *   passed_on	the policy follows the file, not the descriptor
+ *   policy	the policy follows the file, not the descriptor
  *   machine_check, two_victims, thousand	what only machine checks show
- *   untouched	a hugepage that a device asks for first, also without the flag
+ *   udmabuf	a hugepage that a device asks for first, also without the flag
  */
 
 #define _GNU_SOURCE
@@ -295,7 +295,7 @@ TEST_F_TIMEOUT(kept, all_other_bytes_stay_writable, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
-TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
+TEST_F_TIMEOUT(kept, repeat_is_signalled_but_not_counted, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -317,7 +317,7 @@ TEST_F_TIMEOUT(kept, a_repeat_is_signalled_but_not_counted, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
+TEST_F_TIMEOUT(kept, filtered_error_has_no_effect, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -338,7 +338,7 @@ TEST_F_TIMEOUT(kept, a_filtered_error_leaves_no_trace, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, filters_see_the_page_that_is_hit, SLOW)
+TEST_F_TIMEOUT(kept, filters_see_the_raw_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -359,7 +359,7 @@ TEST_F_TIMEOUT(kept, filters_see_the_page_that_is_hit, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
+TEST_F_TIMEOUT(kept, mapped_lost_page_counts_as_delayed, SLOW)
 {
 	static const char * const names[] = {
 		"total", "delayed", "ignored", "failed", "recovered",
@@ -382,7 +382,7 @@ TEST_F_TIMEOUT(kept, a_page_that_stays_mapped_counts_as_delayed, SLOW)
 		EXPECT_EQ(before[i], mf_stat(names[i]));
 }
 
-TEST_F_TIMEOUT(kept, one_event_tells_of_a_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, each_lost_page_causes_one_event, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -404,7 +404,7 @@ TEST_F_TIMEOUT(kept, one_event_tells_of_a_lost_page, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
+TEST_F_TIMEOUT(kept, new_mapping_refuses_only_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -428,7 +428,7 @@ TEST_F_TIMEOUT(kept, a_new_mapping_refuses_the_lost_page_only, SLOW)
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
+TEST_F_TIMEOUT(kept, hugepage_with_a_lost_page_is_faulted_in, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -453,7 +453,7 @@ TEST_F_TIMEOUT(kept, memory_lost_before_the_first_touch_is_faulted_in, SLOW)
 	expect_intact(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_second_process_faults_in_all_but_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, second_process_maps_all_but_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw - 1;
@@ -479,7 +479,7 @@ TEST_F_TIMEOUT(kept, a_second_process_faults_in_all_but_the_lost_page, SLOW)
 	wait_for_child(_metadata, pid);
 }
 
-TEST_F_TIMEOUT(kept, an_early_kill_process_hears_of_each_page_others_lose, SLOW)
+TEST_F_TIMEOUT(kept, early_kill_is_signalled_for_each_page, SLOW)
 {
 	struct subject *s = &self->s;
 	struct witness w;
@@ -493,7 +493,7 @@ TEST_F_TIMEOUT(kept, an_early_kill_process_hears_of_each_page_others_lose, SLOW)
 	stop_witness(&w);
 }
 
-TEST_F_TIMEOUT(kept, a_late_kill_process_hears_nothing_of_what_others_lose, SLOW)
+TEST_F_TIMEOUT(kept, late_kill_is_not_signalled_for_others, SLOW)
 {
 	struct subject *s = &self->s;
 	struct witness w;
@@ -508,7 +508,7 @@ TEST_F_TIMEOUT(kept, a_late_kill_process_hears_nothing_of_what_others_lose, SLOW
 	close(w.helper.line);
 }
 
-TEST_F_TIMEOUT(kept, a_late_kill_process_hears_only_what_it_consumes, SLOW)
+TEST_F_TIMEOUT(kept, late_kill_is_signalled_for_its_accesses, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -546,7 +546,7 @@ static void *listen_for_sigbus(void *arg)
 	return NULL;
 }
 
-TEST_F_TIMEOUT(kept, a_thread_that_asks_hears_of_errors_nobody_consumed, SLOW)
+TEST_F_TIMEOUT(kept, early_kill_thread_gets_unconsumed_errors, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -572,7 +572,7 @@ TEST_F_TIMEOUT(kept, a_thread_that_asks_hears_of_errors_nobody_consumed, SLOW)
 	}
 }
 
-TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page_and_goes_on_behind_it, SLOW)
+TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long ps = psize();
@@ -657,7 +657,7 @@ TEST_F_TIMEOUT(kept, punching_healthy_parts_succeeds, SLOW)
 	EXPECT_TRUE(page_is_intact(raw_page(s, nr + 3), nr + 3));
 }
 
-TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
+TEST_F_TIMEOUT(kept, private_mapping_can_read_but_not_write, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -693,7 +693,7 @@ TEST_F_TIMEOUT(kept, a_private_mapping_reads_but_is_refused_the_copy, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, process_vm_readv_and_writev_stop_at_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, process_vm_access_stops_at_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -798,7 +798,7 @@ TEST_F_TIMEOUT(kept, direct_io_leaves_out_the_lost_page, SLOW)
 	close(fd);
 }
 
-TEST_F_TIMEOUT(kept, populating_goes_on_across_lost_pages, SLOW)
+TEST_F_TIMEOUT(kept, populating_skips_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 	int advice;
@@ -866,7 +866,7 @@ static long futex(char *addr, int op, uint32_t val)
 	return syscall(SYS_futex, addr, op, val, NULL, NULL, 0);
 }
 
-TEST_F_TIMEOUT(kept, a_shared_futex_can_be_anywhere_but_in_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, shared_futex_fails_only_in_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -901,7 +901,7 @@ TEST_F_TIMEOUT(kept, long_term_pins_leave_out_the_lost_page, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, registered_buffer_leaves_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1023,17 +1023,17 @@ static void expect_batches(struct __test_metadata *_metadata, struct subject *s,
 	}
 }
 
-TEST_F_TIMEOUT(kept, a_lost_page_fails_its_request_and_no_other_of_its_batch, SLOW)
+TEST_F_TIMEOUT(kept, a_lost_page_fails_only_its_request_in_a_batch, SLOW)
 {
 	expect_batches(_metadata, &self->s, false);
 }
 
-TEST_F_TIMEOUT(kept, a_lost_page_fails_its_request_and_what_is_linked_behind_it, SLOW)
+TEST_F_TIMEOUT(kept, a_lost_page_fails_its_request_and_the_link, SLOW)
 {
 	expect_batches(_metadata, &self->s, true);
 }
 
-TEST_F_TIMEOUT(kept, a_cloned_buffer_goes_on_without_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, cloned_buffer_leaves_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1053,7 +1053,7 @@ TEST_F_TIMEOUT(kept, a_cloned_buffer_goes_on_without_the_lost_page, SLOW)
 	destroy_ring(&other);
 }
 
-TEST_F_TIMEOUT(kept, pieces_of_a_registered_buffer_leave_out_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, buffer_pieces_leave_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1092,7 +1092,7 @@ TEST_F_TIMEOUT(kept, pieces_of_a_registered_buffer_leave_out_the_lost_page, SLOW
 }
 
 /* The kernel uses the pages of the ring by its own address of them. */
-TEST_F_TIMEOUT(kept, a_ring_in_it_goes_on_when_its_pages_are_lost, SLOW)
+TEST_F_TIMEOUT(kept, ring_in_lost_pages_goes_on, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1112,7 +1112,7 @@ TEST_F_TIMEOUT(kept, a_ring_in_it_goes_on_when_its_pages_are_lost, SLOW)
 }
 
 /* As ever: the pipe doesn't ask whether its pages are lost. */
-TEST_F_TIMEOUT(kept, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
+TEST_F_TIMEOUT(kept, lost_page_can_be_read_from_a_pipe, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1124,7 +1124,7 @@ TEST_F_TIMEOUT(kept, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, udmabuf_leaves_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1156,7 +1156,7 @@ TEST_F_TIMEOUT(kept, a_udmabuf_leaves_out_the_lost_page, SLOW)
 	expect_released(_metadata, s);
 }
 
-TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, hmm_mirror_does_not_get_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2, ps = psize(), i;
@@ -1190,7 +1190,7 @@ TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_is_not_given_the_lost_page, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_loses_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, hmm_mirror_loses_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2, ps = psize(), faults;
@@ -1237,7 +1237,7 @@ TEST_F_TIMEOUT(kept, a_device_that_mirrors_it_loses_the_lost_page, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(kept, the_mirror_of_another_process_loses_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, hmm_mirror_of_another_process_loses_it, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw - 1;
@@ -1291,7 +1291,7 @@ static void *read_mirror(void *arg)
 }
 
 /* A device that asks for the page while it gets lost must not end up with it. */
-TEST_F_TIMEOUT(kept, a_device_that_goes_on_asking_loses_each_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, hmm_mirror_under_load_loses_each_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	/* Machine checks take their time. */
@@ -1325,7 +1325,7 @@ TEST_F_TIMEOUT(kept, a_device_that_goes_on_asking_loses_each_lost_page, SLOW)
 
 #define CORE_SIZE	(8UL << 20)
 
-TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
+TEST_F_TIMEOUT(kept, core_dump_has_all_but_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	struct rlimit limit = { .rlim_cur = CORE_SIZE, .rlim_max = CORE_SIZE };
@@ -1376,7 +1376,7 @@ TEST_F_TIMEOUT(kept, a_core_dump_has_all_but_the_lost_page, SLOW)
 }
 
 /* Both want the locks of the folio and of the mapping. */
-TEST_F_TIMEOUT(kept, punching_parts_does_not_lock_up_with_errors, SLOW)
+TEST_F_TIMEOUT(kept, punching_parts_does_not_deadlock, SLOW)
 {
 	struct subject *s = &self->s;
 	/* Machine checks take their time. */
@@ -1405,7 +1405,7 @@ TEST_F_TIMEOUT(kept, punching_parts_does_not_lock_up_with_errors, SLOW)
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
 
-TEST_F_TIMEOUT(kept, unpoisoning_is_refused_while_the_file_holds_it, SLOW)
+TEST_F_TIMEOUT(kept, unpoison_is_refused_while_in_the_file, SLOW)
 {
 	struct subject *s = &self->s;
 	char byte;
@@ -1478,7 +1478,7 @@ FIXTURE_SETUP(machine_check)
 
 FIXTURE_TEARDOWN_SUBJECT(machine_check);
 
-TEST_F_TIMEOUT(machine_check, each_lost_page_is_signalled_exactly, SLOW)
+TEST_F_TIMEOUT(machine_check, lost_pages_are_signalled_exactly, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1487,7 +1487,7 @@ TEST_F_TIMEOUT(machine_check, each_lost_page_is_signalled_exactly, SLOW)
 	expect_pool(_metadata, s, 0, 1);
 }
 
-TEST_F_TIMEOUT(machine_check, the_end_gives_back_all_but_the_lost_pages, SLOW)
+TEST_F_TIMEOUT(machine_check, release_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1495,7 +1495,7 @@ TEST_F_TIMEOUT(machine_check, the_end_gives_back_all_but_the_lost_pages, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(machine_check, a_lost_page_is_signalled_in_each_mapping, SLOW)
+TEST_F_TIMEOUT(machine_check, is_signalled_in_each_mapping, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2 + 1;
@@ -1519,7 +1519,7 @@ TEST_F_TIMEOUT(machine_check, a_lost_page_is_signalled_in_each_mapping, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 }
 
-TEST_F_TIMEOUT(machine_check, each_process_hears_what_it_consumes, SLOW)
+TEST_F_TIMEOUT(machine_check, signals_each_process_consuming_it, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2 + 1;
@@ -1573,12 +1573,12 @@ static void expect_killed(struct __test_metadata *_metadata, struct subject *s,
 	expect_intact(_metadata, s);
 }
 
-TEST_F_TIMEOUT(machine_check, who_blocks_the_signal_is_killed, SLOW)
+TEST_F_TIMEOUT(machine_check, kills_a_thread_that_blocks_SIGBUS, SLOW)
 {
 	expect_killed(_metadata, &self->s, true);
 }
 
-TEST_F_TIMEOUT(machine_check, who_ignores_the_signal_is_killed, SLOW)
+TEST_F_TIMEOUT(machine_check, kills_a_thread_that_ignores_SIGBUS, SLOW)
 {
 	expect_killed(_metadata, &self->s, false);
 }
@@ -1652,7 +1652,7 @@ static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(two_victims, of_two_pages_hear_of_their_own, SLOW)
+TEST_F_TIMEOUT(two_victims, of_two_pages_get_their_own_signals, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1662,7 +1662,7 @@ TEST_F_TIMEOUT(two_victims, of_two_pages_hear_of_their_own, SLOW)
 	expect_end(_metadata, s);
 }
 
-TEST_F_TIMEOUT(two_victims, of_one_page_both_hear_of_it, SLOW)
+TEST_F_TIMEOUT(two_victims, of_one_page_both_get_a_signal, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1686,7 +1686,7 @@ FIXTURE_TEARDOWN_SUBJECT(thousand);
 
 #define NR_LOST_OF_MANY		1000
 
-TEST_F_TIMEOUT(thousand, machine_checks_in_one_hugepage_are_told_one_by_one, 2 * SLOW)
+TEST_F_TIMEOUT(thousand, machine_checks_are_signalled_one_by_one, 2 * SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long i;
@@ -1720,7 +1720,7 @@ FIXTURE_SETUP(plain)
 
 FIXTURE_TEARDOWN_SUBJECT(plain);
 
-TEST_F_TIMEOUT(plain, the_first_lost_page_unmaps_the_whole_hugepage, SLOW)
+TEST_F_TIMEOUT(plain, first_lost_page_unmaps_the_whole_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1730,7 +1730,7 @@ TEST_F_TIMEOUT(plain, the_first_lost_page_unmaps_the_whole_hugepage, SLOW)
 	expect_pool(_metadata, s, 0, 1);
 }
 
-TEST_F_TIMEOUT(plain, every_byte_is_out_of_reach_afterwards, SLOW)
+TEST_F_TIMEOUT(plain, no_byte_is_accessible_afterwards, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
@@ -1747,7 +1747,7 @@ TEST_F_TIMEOUT(plain, every_byte_is_out_of_reach_afterwards, SLOW)
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(plain, a_new_mapping_reaches_nothing_either, SLOW)
+TEST_F_TIMEOUT(plain, new_mapping_cannot_access_anything, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1758,7 +1758,7 @@ TEST_F_TIMEOUT(plain, a_new_mapping_reaches_nothing_either, SLOW)
 	EXPECT_FALSE(is_mapped(s->map));
 }
 
-TEST_F_TIMEOUT(plain, pread_stops_at_the_lost_page_and_goes_on_behind_it, SLOW)
+TEST_F_TIMEOUT(plain, pread_stops_at_a_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1808,7 +1808,7 @@ static void lose_held(struct __test_metadata *_metadata, struct subject *s,
 	expect_corrupted(_metadata, s);
 }
 
-TEST_F_TIMEOUT(plain, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
+TEST_F_TIMEOUT(plain, registered_buffer_leaves_out_the_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1825,7 +1825,7 @@ TEST_F_TIMEOUT(plain, a_registered_buffer_goes_on_without_the_lost_page, SLOW)
 	destroy_ring(&r);
 }
 
-TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_queues_are_lost, SLOW)
+TEST_F_TIMEOUT(plain, ring_with_lost_queues_goes_on, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1839,7 +1839,7 @@ TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_queues_are_lost, SLOW)
 	close(ring);
 }
 
-TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_requests_are_lost, SLOW)
+TEST_F_TIMEOUT(plain, ring_with_lost_requests_goes_on, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1853,7 +1853,7 @@ TEST_F_TIMEOUT(plain, a_ring_in_it_goes_on_when_its_requests_are_lost, SLOW)
 	close(ring);
 }
 
-TEST_F_TIMEOUT(plain, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
+TEST_F_TIMEOUT(plain, lost_page_can_be_read_from_a_pipe, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
@@ -1864,7 +1864,7 @@ TEST_F_TIMEOUT(plain, a_page_that_is_lost_in_a_pipe_can_be_had_from_there, SLOW)
 	take_from_pipe(_metadata, pipefd, nr);
 }
 
-TEST_F_TIMEOUT(plain, a_device_that_mirrors_it_loses_all_of_it, SLOW)
+TEST_F_TIMEOUT(plain, hmm_mirror_loses_the_whole_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2, i;
@@ -1884,7 +1884,7 @@ TEST_F_TIMEOUT(plain, a_device_that_mirrors_it_loses_all_of_it, SLOW)
 	free(buf);
 }
 
-TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
+TEST_F_TIMEOUT(plain, filtered_error_has_no_effect, SLOW)
 {
 	struct subject *s = &self->s;
 
@@ -1901,17 +1901,17 @@ TEST_F_TIMEOUT(plain, a_filtered_error_leaves_no_trace, SLOW)
  * The policy belongs to the file
  */
 
-FIXTURE(passed_on)
+FIXTURE(policy)
 {
 	struct subject s;
 };
 
-FIXTURE_SETUP(passed_on)
+FIXTURE_SETUP(policy)
 {
 	setup_kept(_metadata, &self->s, SZ_2M, &by_madvise, 1, 0);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(passed_on);
+FIXTURE_TEARDOWN_SUBJECT(policy);
 
 /* Take @fd for the file, forget all else that leads there, and lose a page. */
 static void expect_kept_through(struct __test_metadata *_metadata, struct subject *s,
@@ -1927,12 +1927,12 @@ static void expect_kept_through(struct __test_metadata *_metadata, struct subjec
 	expect_intact(_metadata, s);
 }
 
-TEST_F(passed_on, a_duplicate_keeps)
+TEST_F(policy, survives_dup)
 {
 	expect_kept_through(_metadata, &self->s, dup(self->s.fd));
 }
 
-TEST_F(passed_on, a_file_reopened_through_proc_keeps)
+TEST_F(policy, survives_reopening_through_proc)
 {
 	char path[64];
 
@@ -1940,7 +1940,7 @@ TEST_F(passed_on, a_file_reopened_through_proc_keeps)
 	expect_kept_through(_metadata, &self->s, open(path, O_RDWR));
 }
 
-TEST_F(passed_on, a_descriptor_sent_over_a_socket_keeps)
+TEST_F(policy, survives_passing_over_a_socket)
 {
 	union {
 		struct cmsghdr align;
@@ -1972,7 +1972,7 @@ TEST_F(passed_on, a_descriptor_sent_over_a_socket_keeps)
 	expect_kept_through(_metadata, &self->s, fd);
 }
 
-TEST_F(passed_on, a_forked_child_keeps)
+TEST_F(policy, survives_fork)
 {
 	struct subject *s = &self->s;
 	pid_t pid;
@@ -1993,13 +1993,13 @@ TEST_F(passed_on, a_forked_child_keeps)
  * A udmabuf takes a hugepage that nobody has touched. There are no memory errors.
  */
 
-FIXTURE(untouched)
+FIXTURE(udmabuf)
 {
 	struct subject s;
 	int dev;
 };
 
-FIXTURE_SETUP(untouched)
+FIXTURE_SETUP(udmabuf)
 {
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	self->dev = open("/dev/udmabuf", O_RDWR);
@@ -2007,10 +2007,10 @@ FIXTURE_SETUP(untouched)
 		SKIP(return, "needs CONFIG_UDMABUF");
 }
 
-FIXTURE_TEARDOWN_SUBJECT(untouched);
+FIXTURE_TEARDOWN_SUBJECT(udmabuf);
 
 /* Make a udmabuf of the first page of a file, which goes with it. */
-static int make_udmabuf(struct __test_metadata *_metadata, FIXTURE_DATA(untouched) * self)
+static int make_udmabuf(struct __test_metadata *_metadata, FIXTURE_DATA(udmabuf) * self)
 {
 	struct subject *s = &self->s;
 	struct udmabuf_create create = { .size = psize() };
@@ -2025,7 +2025,7 @@ static int make_udmabuf(struct __test_metadata *_metadata, FIXTURE_DATA(untouche
 	return buf;
 }
 
-TEST_F(untouched, a_udmabuf_allocates_the_hugepage)
+TEST_F(udmabuf, allocates_the_hugepage)
 {
 	int buf = make_udmabuf(_metadata, self);
 
@@ -2035,7 +2035,7 @@ TEST_F(untouched, a_udmabuf_allocates_the_hugepage)
 	expect_pool(_metadata, &self->s, 0, 0);
 }
 
-TEST_F(untouched, a_udmabuf_does_not_take_reserved_hugepages)
+TEST_F(udmabuf, leaves_reserved_hugepages_alone)
 {
 	struct subject *s = &self->s;
 	struct pool pool = pool_read(s->size);

@@ -119,7 +119,7 @@ TEST_F(zero_range, bytes_of_one_page_read_zero)
 	zero(_metadata, self->fd, self->map, self->size, 5, 7);
 }
 
-TEST_F(zero_range, reads_zero_across_hugepages_and_nowhere_else)
+TEST_F(zero_range, zeroes_its_range_across_hugepages)
 {
 	zero(_metadata, self->fd, self->map, self->size, SZ_2M - 3, 3 * SZ_2M + 5);
 	EXPECT_EQ(self->nr_free, read_long(free_2m));
@@ -150,7 +150,7 @@ TEST_F(zero_range, fills_holes)
 	EXPECT_EQ(self->size / 512, st.st_blocks);
 }
 
-TEST_F(zero_range, a_hole_that_nothing_can_fill_stays_one)
+TEST_F(zero_range, fails_if_a_hole_cannot_be_filled)
 {
 	ASSERT_EQ(0, munmap(self->map, self->size));
 	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -224,7 +224,7 @@ TEST_F(zero_range, respects_the_limit_of_file_sizes)
 	EXPECT_EQ(self->size, differs(self->map, 0, self->size, 'x'));
 }
 
-TEST_F(zero_range, is_a_modification)
+TEST_F(zero_range, updates_mtime_and_ctime)
 {
 	struct stat before, after;
 

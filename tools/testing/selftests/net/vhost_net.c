@@ -249,7 +249,7 @@ TEST_F(bad_buffer, comes_back_unsent)
 	EXPECT_EQ(0u, self->guest.ring.used->ring[0].len);
 }
 
-TEST_F(bad_buffer, lets_the_packets_around_it_through)
+TEST_F(bad_buffer, does_not_stop_other_packets)
 {
 	queue_good(&self->guest, "before");
 	queue_bad(&self->guest, &variant->fault);

@@ -159,7 +159,7 @@ static void expect_no_stale_tags(struct __test_metadata *_metadata,
 	EXPECT_EQ(0, nr_stale);
 }
 
-TEST_F(hugepage, has_no_stale_tags_if_a_page_is_mapped)
+TEST_F(hugepage, has_no_stale_tags_if_one_page_is_mapped)
 {
 	struct ucall uc;
 
@@ -173,7 +173,7 @@ TEST_F(hugepage, has_no_stale_tags_if_a_page_is_mapped)
 	expect_no_stale_tags(_metadata, self);
 }
 
-TEST_F(hugepage, has_no_stale_tags_if_those_of_a_page_are_set)
+TEST_F(hugepage, has_no_stale_tags_if_one_page_is_tagged)
 {
 	create_guest(_metadata, self);
 	if (!self->vm)

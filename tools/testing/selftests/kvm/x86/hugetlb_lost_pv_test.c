@@ -416,7 +416,7 @@ TEST_F_TIMEOUT(steal_time, grows_with_the_time_waited_for_a_cpu, SLOW)
 	EXPECT_GE(get_run_delay(), st->steal);
 }
 
-TEST_F_TIMEOUT(steal_time, says_preempted_while_the_vcpu_is_scheduled_out, SLOW)
+TEST_F_TIMEOUT(steal_time, says_preempted_while_scheduled_out, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -428,7 +428,7 @@ TEST_F_TIMEOUT(steal_time, says_preempted_while_the_vcpu_is_scheduled_out, SLOW)
 	EXPECT_EQ(0, st->preempted);
 }
 
-TEST_F_TIMEOUT(steal_time, flushes_the_tlb_if_that_was_asked_for_meanwhile, SLOW)
+TEST_F_TIMEOUT(steal_time, flushes_the_tlb_if_requested, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);
@@ -441,7 +441,7 @@ TEST_F_TIMEOUT(steal_time, flushes_the_tlb_if_that_was_asked_for_meanwhile, SLOW
 	EXPECT_LT(flushes, vcpu_get_stat(vmm->vcpu, tlb_flush));
 }
 
-TEST_F_TIMEOUT(steal_time, adds_to_what_the_guest_has_left_there, SLOW)
+TEST_F_TIMEOUT(steal_time, adds_to_the_value_of_the_guest, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	struct kvm_steal_time *st = host_page(vmm, 1);

@@ -639,7 +639,7 @@ static void *run_vcpu(void *arg)
 	return (void *)let_guest(vmm, WORK, number_of_machine_checks(vmm), 0, &unused);
 }
 
-TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_what_is_lost, SLOW)
+TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_the_page, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	const u64 nr = 10;
@@ -731,7 +731,7 @@ static void expect_told(struct __test_metadata *_metadata, struct vmm *vmm, u64 
 	EXPECT_EQ(len, guest_damage_len);
 }
 
-TEST_F_TIMEOUT(healed_guest, has_all_words_but_those_of_lost_lines, SLOW)
+TEST_F_TIMEOUT(healed_guest, has_all_words_outside_lost_lines, SLOW)
 {
 	const u64 damage = 1ULL << FIRST_LINE | 1ULL << SECOND_LINE;
 	struct vmm *vmm = &self->vmm;
@@ -897,7 +897,7 @@ static void use_lost_pages(struct __test_metadata *_metadata, struct vmm *vmm)
 }
 
 /* A VMM that was restarted, or handed the memory by another one. */
-TEST_F_TIMEOUT(guest, hears_of_what_the_one_before_it_lost, SLOW)
+TEST_F_TIMEOUT(guest, is_told_of_pages_lost_before_it_started, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
 	const u64 nr = 6;
