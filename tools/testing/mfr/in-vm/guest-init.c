@@ -6,10 +6,9 @@
  *
  *	aim PHYSICAL-ADDRESS WORKER
  *
- * What a worker has lost kills it. One has a handler for SIGBUS, and knows how to make
- * its numbers anew. When the host has healed what was lost it says so in a line, and
- * some rounds later the survivors have checked everything once more, and the guest is
- * powered off.
+ * A lost page kills its worker, except the one with a handler for SIGBUS, which computes
+ * its numbers anew. The host writes a line when it has healed the lost pages. Some rounds
+ * later the survivors have checked everything once more, and the guest powers off.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -33,7 +32,7 @@
 
 enum { STAYS, DIES, DIES_TOO, REBUILDS, WORKERS };
 
-/* What all of them see */
+/* Shared by all of them */
 static volatile struct {
 	unsigned long rounds;	/* that its numbers were right */
 	unsigned long wrong;	/* numbers */
@@ -113,7 +112,7 @@ int main(void)
 			work();
 	}
 
-	/* What's to come after that is counted in rounds of the first. */
+	/* The end is LATER rounds of the first worker after the host's line. */
 	for (; round <= last || last == -1UL; sleep(1)) {
 		for (i = 0; i < WORKERS; i++) {
 			if (pid[i] && waitpid(pid[i], &status, WNOHANG) == pid[i]) {

@@ -334,11 +334,11 @@ static void expect_exact(struct __test_metadata *_metadata, struct vmm *vmm)
 }
 
 static void setup(struct __test_metadata *_metadata, struct vmm *vmm, u64 hugepage,
-		  bool for_real)
+		  bool is_hw)
 {
 	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
 
-	setup_subject(_metadata, &vmm->s, hugepage, hugepage == SZ_2M ? MAX_HUGE : 1, for_real);
+	setup_subject(_metadata, &vmm->s, hugepage, hugepage == SZ_2M ? MAX_HUGE : 1, is_hw);
 	if (_metadata->exit_code == KSFT_SKIP)
 		return;
 	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
@@ -458,7 +458,7 @@ TEST_F_TIMEOUT(lost_pages, are_left_out_of_two_blocks, SLOW)
 static void lose_many(struct __test_metadata *_metadata, struct vmm *vmm)
 {
 	/* Machine checks take their time. */
-	const u64 nr = vmm->s.for_real ? 10 : MAX_ERRORS, times = 1000;
+	const u64 nr = vmm->s.is_hw ? 10 : MAX_ERRORS, times = 1000;
 	u64 machine_checks, i;
 
 	for (i = 0; i < nr; i++)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What memory failure recovery of hugetlb memfds costs, and what it saves.
+ * The costs of memory failure recovery of hugetlb memfds, and its savings.
  *
  * The same program runs on kernels with MFD_MF_KEEP_UE_MAPPED and without, where it
  * uses files without the flag and leaves out what can't be measured then.  It fails
@@ -55,8 +55,8 @@ static unsigned long now(void)
 }
 
 /*
- * What is between start() and stop() in a loop takes @least at least.  That is free of
- * ticks, and has found the lists of free memory as the round before has left them.
+ * @least is the shortest time between start() and stop() in a loop.  The shortest round
+ * had no ticks, and found the lists of free memory as the round before left them.
  */
 static void start(int round)
 {
@@ -155,7 +155,7 @@ FIXTURE(healthy) {
 	struct subject s;
 };
 
-/* Files as everybody has them, and those with the flag. */
+/* Files without the flag, and with it. */
 FIXTURE_VARIANT(healthy) {
 	unsigned int flag;
 	const char *prefix;
@@ -272,7 +272,7 @@ static void measure_pool(struct __test_metadata *_metadata, unsigned long size,
 
 TEST_F_TIMEOUT(healthy, pool, SLOW)
 {
-	/* It knows nothing of files. */
+	/* gup_test needs no file. */
 	if (variant->flag)
 		return;
 	measure_pool(_metadata, SZ_2M, 16, 20, "hugetlb_alloc_2M", "hugetlb_free_2M");
@@ -413,7 +413,7 @@ TEST_F_TIMEOUT(healthy, zeroing, SLOW)
 }
 
 /*
- * What one error takes away
+ * The memory that one error takes away
  */
 
 FIXTURE(damage) {
@@ -451,7 +451,7 @@ TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 
 		if (i == 1 || try_read(raw_page(s, i)))
 			continue;
-		if (heard.lsb == (int)pshift())
+		if (sigbus.lsb == (int)pshift())
 			rest = 1;
 		/* Lost page 1 counts already. */
 		lost += rest - (i < 1 && i + rest > 1);
@@ -670,7 +670,7 @@ TEST_F_TIMEOUT(kept, page_after_page, SLOW)
 	}
 }
 
-/* It has lost nothing yet. */
+/* A 1 GiB hugepage that has lost nothing yet */
 TEST_F_TIMEOUT(kept, zeroing, SLOW)
 {
 	prefix = "kept_";
@@ -838,14 +838,14 @@ static unsigned long consume_page(struct __test_metadata *_metadata, struct subj
 				  unsigned long nr)
 {
 	struct mce_victim victim = { .addr = raw_page(s, nr), .pfn = raw_pfn(s, nr) };
-	struct mce_shot shot = { ledger->monitor, MCE_LOAD, &victim };
+	struct mce_shot shot = { undo->monitor, MCE_LOAD, &victim };
 	cpu_set_t before, one;
 	pthread_t thread;
 	int cpu[2];
 
 	ASSERT_TRUE(mce_cpus(cpu));
 	victim.cpu = cpu[0];
-	ledger->for_ever = true;
+	undo->mce_seen = true;
 	arrived = 0;
 	injecting = true;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, mce_shoot_one, &shot));
@@ -921,7 +921,7 @@ struct vm {
 	unsigned int nr_slots;
 };
 
-/* Not after a test has begun: it skips where KVM isn't of use. */
+/* Called before a test begins: skips where KVM can't be used. */
 static void setup_vm(struct __test_metadata *_metadata, struct vm *vm)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -952,7 +952,7 @@ static void add_memory(struct __test_metadata *_metadata, struct vm *vm, uint64_
 	ASSERT_EQ(0, ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region));
 }
 
-/* As if the guest had read all of that. Returns how much of it KVM has left out. */
+/* Map memory as if the guest had read it. Returns how much KVM has left out. */
 static uint64_t guest_touches(struct vm *vm, uint64_t gpa, uint64_t len)
 {
 	struct kvm_pre_fault_memory range = { .gpa = gpa, .size = len };
@@ -1073,7 +1073,7 @@ TEST_F_TIMEOUT(guest, small_pages, SLOW)
 	const size_t len = NR_GUEST * psize();
 	char *map;
 
-	/* They know nothing of files. */
+	/* gup_test needs no file. */
 	if (variant->flag)
 		return;
 	map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -1404,8 +1404,8 @@ TEST_F_TIMEOUT(healed, by_hand, SLOW)
 }
 
 /*
- * As if the guest had touched a page, but it gives up soon: KVM tries again and again
- * while another unmaps memory, which would keep that one from the only CPU.
+ * Fault in a page as a guest would, but give up soon: KVM retries as long as another
+ * thread unmaps memory, and that thread needs the only CPU.
  */
 static bool guest_tries(struct vm *vm, uint64_t gpa)
 {
@@ -1478,6 +1478,6 @@ TEST_F_TIMEOUT(healed, while_it_is_used, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

@@ -186,7 +186,7 @@ static unsigned long map_size(struct map *m)
 	return size;
 }
 
-/* Of what the map says and what the test knows, how many raw pages differ? */
+/* Returns how many raw pages the map has wrong. */
 static unsigned long nr_wrong(struct map *m, struct subject *s)
 {
 	unsigned long ps = psize(), i, wrong = 0;
@@ -233,7 +233,7 @@ static void expect_extents(struct __test_metadata *_metadata, struct subject *s,
 	free_map(&m);
 }
 
-/* A hugepage that was released is no longer of the file; the ledger knows of it. */
+/* Forget a released hugepage of the file; struct undo still has its poisoned pages. */
 static void forget(struct subject *s, unsigned long huge)
 {
 	memset(s->lost + huge * s->nr_raw, 0, s->nr_raw * sizeof(*s->lost));
@@ -292,8 +292,8 @@ TEST_F_TIMEOUT(map, has_each_lost_page_when_it_is_signalled, SLOW)
 
 	/* The last hugepage first: the order is that of the file. */
 	for (huge = s->nr_huge; huge--;)
-		for (i = 0; i < NR_SPOTS; i++) {
-			lose(_metadata, s, huge * s->nr_raw + spot(s, i));
+		for (i = 0; i < NR_SAMPLES; i++) {
+			lose(_metadata, s, huge * s->nr_raw + sample(s, i));
 			expect_map(_metadata, s, s->fd);
 		}
 }
@@ -317,7 +317,7 @@ TEST_F_TIMEOUT(map, shows_lost_pages_of_an_unmapped_file, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	unmap_file(s);
 	expect_map(_metadata, s, s->fd);
 }
@@ -328,7 +328,7 @@ TEST_F_TIMEOUT(map, is_the_same_for_a_reopened_file, SLOW)
 	char path[32];
 	int fd;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
 	fd = open(path, O_RDONLY);
 	ASSERT_LE(0, fd);
@@ -342,7 +342,7 @@ TEST_F_TIMEOUT(map, is_the_same_when_read_in_pieces, SLOW)
 	char path[64];
 	char *whole, *pieces;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
 	whole = read_all(path, 1 << 16);
 	pieces = read_all(path, 7);
@@ -358,7 +358,7 @@ TEST_F_TIMEOUT(map, is_readable_without_privileges, SLOW)
 	struct subject *s = &self->s;
 	pid_t pid;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
@@ -395,7 +395,7 @@ TEST_F_TIMEOUT(map, does_not_change_with_a_repeat, SLOW)
 	struct subject *s = &self->s;
 
 	lose(_metadata, s, 3);
-	EXPECT_EQ(s->injector->again, inject(s, 3));
+	EXPECT_EQ(s->injector->repeat_ret, inject(s, 3));
 	expect_map(_metadata, s, s->fd);
 }
 
@@ -436,7 +436,7 @@ TEST_F_TIMEOUT(map, starts_empty_after_punch_and_refault, SLOW)
 	ASSERT_TRUE(try_write(s->map));
 	expect_map(_metadata, s, s->fd);
 
-	/* And begins anew. */
+	/* The new hugepage has a record of its own. */
 	s->head[0] = mapped_pfn(s->map);
 	lose(_metadata, s, 6);
 	expect_map(_metadata, s, s->fd);
@@ -475,7 +475,7 @@ TEST_F_TIMEOUT(map, stays_when_the_file_is_sealed, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	unmap_file(s);
 	ASSERT_EQ(0, fcntl(s->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW));
 	expect_map(_metadata, s, s->fd);
@@ -485,7 +485,7 @@ TEST_F_TIMEOUT(map, stays_when_the_file_is_synced, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, fsync(s->fd));
 	EXPECT_EQ(0, sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE |
 				     SYNC_FILE_RANGE_WRITE |
@@ -567,8 +567,8 @@ TEST_F_TIMEOUT(map, matches_the_event_of_each_lost_page, SLOW)
 		SKIP(return, "no tracing of memory failures in " TRACING);
 	ASSERT_EQ(0, fstat(s->fd, &st));
 
-	for (i = 0; i < NR_SPOTS; i++) {
-		unsigned long nr = s->nr_raw + spot(s, i);
+	for (i = 0; i < NR_SAMPLES; i++) {
+		unsigned long nr = s->nr_raw + sample(s, i);
 
 		lose(_metadata, s, nr);
 		snprintf(text, sizeof(text),
@@ -587,7 +587,7 @@ TEST_F_TIMEOUT(map, repeats_and_filtered_errors_cause_no_event, SLOW)
 		SKIP(return, "no tracing of memory failures in " TRACING);
 
 	lose(_metadata, s, 0);
-	EXPECT_EQ(s->injector->again, inject(s, 0));
+	EXPECT_EQ(s->injector->repeat_ret, inject(s, 0));
 	expect_filtered(_metadata, s, s->nr_raw);
 	EXPECT_EQ(1, nr_traced(KEPT_LINE));
 }
@@ -614,7 +614,7 @@ FIXTURE_VARIANTS(damaged, damaged_variants)
 
 FIXTURE_SETUP(damaged)
 {
-	if (variant->injector->for_real && mce_on_amd())
+	if (variant->injector->is_hw && mce_on_amd())
 		SKIP(return, "this CPU doesn't tell how much is damaged");
 	setup_map(_metadata, &self->s, variant->size, variant->injector, 2);
 }
@@ -655,16 +655,16 @@ static void damage(struct __test_metadata *_metadata, struct subject *s,
 
 	if (!known)
 		note_lost(_metadata, s, nr);
-	heard.nr = 0;
+	sigbus.nr = 0;
 	injecting = true;
-	EXPECT_EQ(known ? injector->again : 0,
-		  injector->for_real ? consume_part(s, nr, offset, lsb) :
+	EXPECT_EQ(known ? injector->repeat_ret : 0,
+		  injector->is_hw ? consume_part(s, nr, offset, lsb) :
 		  corrupt_part(s, nr, offset, lsb));
 	injecting = false;
-	if (!known || injector->again_is_heard)
+	if (!known || injector->repeat_signals)
 		expect_sigbus(_metadata, injector->code, raw_page(s, nr), pshift());
 	else
-		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(0, sigbus.nr);
 	expect_corrupted(_metadata, s);
 }
 
@@ -877,11 +877,11 @@ static void expect_unusable(struct __test_metadata *_metadata, struct subject *s
 		SKIP(return, "no tracing of memory failures in " TRACING);
 
 	lose(_metadata, s, 9);
-	mce_scrub_as(ledger->monitor, status, (unsigned long long)raw_pfn(s, 3) * psize(), misc);
+	mce_scrub_as(undo->monitor, status, (unsigned long long)raw_pfn(s, 3) * psize(), misc);
 	/* A machine check during another one is the end of the machine. */
 	EXPECT_TRUE(wait_until(nr_machine_checks() != before, 2000));
 	usleep(50000);
-	mce_scrub(ledger->monitor, raw_pfn(s, 9));
+	mce_scrub(undo->monitor, raw_pfn(s, 9));
 	wait_until(nr_traced(KNOWN), 2000);
 	EXPECT_EQ(1, nr_traced(KNOWN));
 	expect_one_damaged(_metadata, s, 9 * psize(), psize());
@@ -908,13 +908,13 @@ TEST_F_TIMEOUT(reported, as_two_lines_at_once_damages_both, SLOW)
 		{ 3 * psize() + 9 * part(), part() },
 	};
 	struct mce_victim victim[2] = {};
-	struct heard_by by[2] = {};
+	struct victim_thread by[2] = {};
 	pthread_t thread[2];
 	int cpu[2], i;
 
 	ASSERT_TRUE(mce_cpus(cpu));
 	ASSERT_NE(cpu[0], cpu[1]);
-	ledger->for_ever = true;
+	undo->mce_seen = true;
 	note_lost(_metadata, s, 3);
 	injecting = true;
 	for (i = 0; i < 2; i++) {
@@ -926,14 +926,14 @@ TEST_F_TIMEOUT(reported, as_two_lines_at_once_damages_both, SLOW)
 		by[i].victim = &victim[i];
 		ASSERT_EQ(0, pthread_create(&thread[i], NULL, suffer, &by[i]));
 	}
-	mce_shoot(ledger->monitor, MCE_LOAD, victim, 2);
+	mce_shoot(undo->monitor, MCE_LOAD, victim, 2);
 	for (i = 0; i < 2; i++)
 		pthread_join(thread[i], NULL);
 	injecting = false;
 	for (i = 0; i < 2; i++) {
 		EXPECT_EQ(0, victim[i].error);
-		expect_heard(_metadata, &by[i].heard, BUS_MCEERR_AR, raw_page(s, 3),
-			     pshift());
+		expect_signal(_metadata, &by[i].sigbus, BUS_MCEERR_AR, raw_page(s, 3),
+			      pshift());
 	}
 	expect_damaged(_metadata, s, lines, 2);
 	expect_corrupted(_metadata, s);
@@ -955,10 +955,10 @@ static unsigned long nr_damaged_in(int fd)
 static void scrub(struct __test_metadata *_metadata, struct subject *s,
 		  unsigned long nr, unsigned int offset, unsigned long nr_damaged)
 {
-	ledger->for_ever = true;
+	undo->mce_seen = true;
 	if (!s->lost[nr])
 		note_lost(_metadata, s, nr);
-	mce_scrub_as(ledger->monitor, MCI_STATUS_SCRUB,
+	mce_scrub_as(undo->monitor, MCI_STATUS_SCRUB,
 		     (unsigned long long)raw_pfn(s, nr) * psize() + offset,
 		     MCI_MISC_PHYSICAL(LINE));
 	EXPECT_TRUE(wait_until(nr_damaged_in(s->fd) == nr_damaged, 2000));
@@ -975,18 +975,18 @@ TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
 	if (!trace_kept() || !write_text(MF_EVENT, "1"))
 		SKIP(return, "no tracing of memory failures in " TRACING);
 
-	heard.nr = 0;
+	sigbus.nr = 0;
 	injecting = true;
 	scrub(_metadata, s, 3, 2 * part(), 1);
-	wait_until(heard.nr, 2000);
+	wait_until(sigbus.nr, 2000);
 	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, 3), pshift());
 
-	heard.nr = 0;
+	sigbus.nr = 0;
 	scrub(_metadata, s, 3, 9 * part(), 2);
 	/* This comes after all signals. */
 	wait_until(nr_traced(KNOWN), 2000);
 	EXPECT_EQ(1, nr_traced(KNOWN));
-	EXPECT_EQ(0, heard.nr);
+	EXPECT_EQ(0, sigbus.nr);
 	injecting = false;
 	expect_damaged(_metadata, s, lines, 2);
 	expect_corrupted(_metadata, s);
@@ -1016,7 +1016,7 @@ FIXTURE_SETUP(reported_amd)
 
 FIXTURE_TEARDOWN_SUBJECT(reported_amd);
 
-/* Their MISC tells other things. */
+/* The MISC of AMD's CPUs has another meaning. */
 TEST_F_TIMEOUT(reported_amd, is_the_whole_page_despite_MISC, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1160,7 +1160,7 @@ static void stop_readers(struct __test_metadata *_metadata, struct race *race,
 	unsigned long reads = race->reads;
 	unsigned int i;
 
-	/* They must have met something. */
+	/* The readers must have run while the map changed. */
 	EXPECT_TRUE(wait_until(race->reads >= reads + 2 * nr, 10000));
 	race->stop = true;
 	for (i = 0; i < nr; i++)
@@ -1171,7 +1171,7 @@ TEST_F_TIMEOUT(raced, map_has_each_error_that_was_handled, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
-	unsigned long nr_errors = s->injector->for_real ? 20 :
+	unsigned long nr_errors = s->injector->is_hw ? 20 :
 				  s->nr_raw < 400 ? s->nr_raw : 400;
 	unsigned long i;
 	pid_t pid;
@@ -1228,7 +1228,7 @@ TEST_F_TIMEOUT(raced, growing_extent_does_not_split, SLOW)
 {
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
-	unsigned long nr_errors = s->injector->for_real ? 2 :
+	unsigned long nr_errors = s->injector->is_hw ? 2 :
 				  s->nr_raw < 1024 ? 2 * s->nr_raw : 2048;
 	pid_t pid[NR_READERS];
 	unsigned long i;
@@ -1238,12 +1238,12 @@ TEST_F_TIMEOUT(raced, growing_extent_does_not_split, SLOW)
 	 * CPUs are for the victims of machine checks.
 	 */
 	for (i = 0; i < NR_READERS; i++) {
-		EXPECT_TRUE(s->injector->for_real || stay_on_cpu(i + 1));
+		EXPECT_TRUE(s->injector->is_hw || stay_on_cpu(i + 1));
 		pid[i] = start_reader(_metadata, &child, race, read_growing_extent);
 		ASSERT_LE(0, pid[i]);
 	}
-	EXPECT_TRUE(s->injector->for_real || stay_on_cpu(0));
-	/* In order: then the tree of lost pages turns with nearly each. */
+	EXPECT_TRUE(s->injector->is_hw || stay_on_cpu(0));
+	/* Ascending pages rotate the tree of lost pages nearly each time. */
 	for (i = 0; i < nr_errors; i++) {
 		note_lost(_metadata, s, i);
 		ASSERT_EQ(0, inject(s, i));
@@ -1277,7 +1277,7 @@ static void read_when_signalled(struct subject *s, int line)
 TEST_F_TIMEOUT(raced, map_has_the_page_that_is_signalled, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long nr_errors = s->injector->for_real ? 20 :
+	unsigned long nr_errors = s->injector->is_hw ? 20 :
 				  s->nr_raw < 100 ? s->nr_raw : 100;
 	unsigned long i;
 	struct helper h;
@@ -1302,7 +1302,7 @@ TEST_F_TIMEOUT(raced, map_is_read_while_hugepages_go, SLOW)
 	struct subject *s = &self->s, child = *s;
 	struct race *race = self->race;
 	unsigned long nr_punched = s->size >= SZ_1G ? 1 :
-				   s->injector->for_real ? 2 : NR_PUNCHED;
+				   s->injector->is_hw ? 2 : NR_PUNCHED;
 	unsigned long i, k;
 	pid_t pid[2];
 
@@ -1317,7 +1317,7 @@ TEST_F_TIMEOUT(raced, map_is_read_while_hugepages_go, SLOW)
 	ASSERT_LE(0, pid[1]);
 
 	for (i = 0; i < nr_punched; i++) {
-		for (k = 0; k < (s->injector->for_real ? 2 : 16); k++)
+		for (k = 0; k < (s->injector->is_hw ? 2 : 16); k++)
 			lose(_metadata, s, 31 * k % s->nr_raw);
 		expect_map(_metadata, s, s->fd);
 		if (i & 1) {
@@ -1363,13 +1363,13 @@ TEST_F_TIMEOUT(unrecorded, page_counts_as_its_whole_hugepage, SLOW)
 
 	lose(_metadata, s, 3);
 
-	/* This can't be undone: it is for ever, and not for the ledger. */
+	/* This page can't be unpoisoned: leave it out of struct undo. */
 	injecting = true;
 	EXPECT_EQ(0, inject_unrecorded(raw_pfn(s, s->nr_raw + 9)));
 	injecting = false;
 	ASSERT_TRUE(has_failed());
 	s->corrupted += psize() >> 10;
-	ledger->corrupted += psize() >> 10;
+	undo->corrupted += psize() >> 10;
 	expect_corrupted(_metadata, s);
 
 	lose(_metadata, s, 3 * s->nr_raw - 1);
@@ -1377,15 +1377,15 @@ TEST_F_TIMEOUT(unrecorded, page_counts_as_its_whole_hugepage, SLOW)
 	expect_map(_metadata, s, s->fd);
 	expect_extents(_metadata, s, 3);
 
-	/* On record at last, but not with what was hit before. */
+	/* The page gets recorded now, but not the damage of the first error. */
 	injecting = true;
 	EXPECT_EQ(0, corrupt_part(s, s->nr_raw + 9, 0, LINE));
 	injecting = false;
 	s->corrupted += psize() >> 10;
-	ledger->corrupted += psize() >> 10;
+	undo->corrupted += psize() >> 10;
 	expect_map(_metadata, s, s->fd);
 
-	/* Also when it leaves. */
+	/* The same holds when the hugepage leaves the file. */
 	ASSERT_EQ(0, punch(s, s->size, s->size));
 	forget(s, 1);
 	expect_map(_metadata, s, s->fd);
@@ -1471,7 +1471,7 @@ FIXTURE_SETUP(plain)
 	if (_metadata->exit_code)
 		return;
 	if (variant->mounted) {
-		/* It goes away with this process. */
+		/* The mount goes away with this process. */
 		if (!mount_privately("hugetlbfs", "pagesize=2M"))
 			SKIP(return, "can't mount hugetlbfs in a name space");
 		s->fd = open(MOUNT "/hugetlb-mfr", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -1510,7 +1510,7 @@ TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)
 	lose_hugepage(_metadata, s, 7);
 	EXPECT_EQ(0, nr_traced(KEPT_LINE));
 
-	/* But one with the flag does. */
+	/* A file with the flag causes an event. */
 	close(s->fd);
 	unmap_file(s);
 	ASSERT_TRUE(pool_grow(s->size, s->nr_huge));
@@ -1521,6 +1521,6 @@ TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

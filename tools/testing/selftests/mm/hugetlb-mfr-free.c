@@ -71,7 +71,7 @@ TEST_F_TIMEOUT(pool_shrinks, lost_pages_stay_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
+	poison_free_hugepage(_metadata, s, 0, NR_SAMPLES);
 	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_corrupted(_metadata, s);
@@ -84,8 +84,8 @@ TEST_F_TIMEOUT(pool_shrinks, soft_offlining_does_not_count_twice, SLOW)
 
 	if (access(SOFT_OFFLINE_PAGE, W_OK) || !write_long(SOFT_OFFLINE, 1))
 		SKIP(return, "needs vm.enable_soft_offline");
-	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
-	EXPECT_EQ(0, write_pfn(SOFT_OFFLINE_PAGE, raw_pfn(s, spot(s, 1)) * psize()));
+	poison_free_hugepage(_metadata, s, 0, NR_SAMPLES);
+	EXPECT_EQ(0, write_pfn(SOFT_OFFLINE_PAGE, raw_pfn(s, sample(s, 1)) * psize()));
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_corrupted(_metadata, s);
 	expect_all_come_back(_metadata, s, 0);
@@ -105,7 +105,7 @@ TEST_F_TIMEOUT(pool_shrinks, unknown_loss_keeps_it_out_of_use, SLOW)
 
 	pool_set(s->size, "nr_hugepages", s->before.nr - 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 
@@ -179,7 +179,7 @@ static void lose_while_shrinking(struct __test_metadata *_metadata, struct subje
 
 	note_lost(_metadata, s, lost);
 	EXPECT_EQ(err, inject(s, lost));
-	/* Had that one finished, this would have come too late. */
+	/* The writer must still be running: otherwise the error came too late. */
 	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
 	ASSERT_TRUE(hold_cpu(false));
 	wait_for_child(_metadata, shrinker.pid);
@@ -201,7 +201,7 @@ TEST_F_TIMEOUT(shrunk, healthy_one_loses_a_page_before_its_end, SLOW)
 	find_free_hugepage(_metadata, s);
 	/* The order in which they are freed is the kernel's affair. */
 	ASSERT_EQ(1, s->before.nr);
-	lose_while_shrinking(_metadata, s, variant, 0, spot(s, 2), -EBUSY);
+	lose_while_shrinking(_metadata, s, variant, 0, sample(s, 2), -EBUSY);
 	expect_released(_metadata, s);
 }
 
@@ -254,7 +254,7 @@ TEST_F_TIMEOUT(filtered, free_hugepage_can_be_used_again, SLOW)
 	expect_corrupted(_metadata, s);
 	expect_change(_metadata, s, 0, 0, 0, 0);
 
-	/* It is the next one that is handed out. */
+	/* This hugepage is the next one that is allocated. */
 	s->map = map_others(s, 1);
 	ASSERT_NE(NULL, s->map);
 	for (i = 0; i < s->nr_raw; i++)
@@ -319,7 +319,7 @@ TEST_F_TIMEOUT(stuck, is_unpoisoned_once_when_it_is_unmapped, SLOW)
 	expect_corrupted(_metadata, s);
 	EXPECT_EQ(-EBUSY, unpoison(s->head[0]));
 
-	/* There is nothing left but memory_failure()'s reference. */
+	/* Only memory_failure() still holds a reference. */
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, 0, -1, 0, 0);
 	for (i = 0; i < 2; i++) {
@@ -429,7 +429,7 @@ TEST_F_TIMEOUT(deferred, unrecorded_loss_keeps_it_out_of_use, SLOW)
 	expect_corrupted(_metadata, s);
 
 	ASSERT_TRUE(hold_cpu(false));
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_pool(_metadata, s, 1, 0);
 }
 
@@ -541,7 +541,7 @@ FIXTURE_TEARDOWN_PARENT(shrunk_early)
 TEST_F_TIMEOUT(shrunk_early, unpoison_affects_one_page_or_none, SLOW)
 {
 	struct subject *s = &self->s;
-	unsigned long nr = spot(s, variant->other ? 2 : 0);
+	unsigned long nr = sample(s, variant->other ? 2 : 0);
 	struct helper w;
 
 	poison_free_hugepage(_metadata, s, 0, 3);
@@ -659,7 +659,7 @@ TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_release, 2 * SLOW)
 	/* Beside it there is one that can be demoted: in use, it isn't. */
 	if (!need_more_hugepages(s, 1))
 		SKIP(return, "can't get 2 hugepages of 1 GiB");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	for (i = 0; i < 2; i++) {
 		EXPECT_TRUE(write_text(pool_path(SZ_1G, "demote"), "1"));
 		expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
@@ -678,7 +678,7 @@ TEST_F_TIMEOUT(demoted, neither_in_use_nor_after_release, 2 * SLOW)
 	expect_released(_metadata, s);
 }
 
-/* Not of the flag's making, and no different without it. */
+/* The stock kernel does the same: this is independent of the flag. */
 FIXTURE(demoted_free)
 {
 	struct subject s;
@@ -784,14 +784,14 @@ TEST_F_TIMEOUT(demoted_late, late_lost_page_is_left_out, SLOW)
 	let_write(_metadata, &demoter, SZ_1G, s->before.nr - 1);
 
 	for (i = 0; i < 2; i++) {
-		note_lost(_metadata, s, spot(s, i));
+		note_lost(_metadata, s, sample(s, i));
 		/*
 		 * memory_failure() must report that it couldn't handle the error, and of
 		 * the second one that it has hit a poisoned folio.
 		 */
-		EXPECT_EQ(i ? -EHWPOISON : -EBUSY, inject(s, spot(s, i)));
+		EXPECT_EQ(i ? -EHWPOISON : -EBUSY, inject(s, sample(s, i)));
 	}
-	/* Had that one finished, this would have come too late. */
+	/* The writer must still be running: otherwise the error came too late. */
 	EXPECT_EQ(0, waitpid(shrinker.pid, NULL, WNOHANG));
 	wait_for_child(_metadata, shrinker.pid);
 	wait_for_child(_metadata, demoter.pid);
@@ -809,7 +809,7 @@ static void take_back_demotion(struct __test_metadata *_metadata, struct subject
 		ASSERT_EQ(0, unpoison(raw_pfn(s, nr)));
 	s->lost[nr] = false;
 	s->nr_lost = 0;
-	ledger->nr_poison = 0;
+	undo->nr_poison = 0;
 	ASSERT_TRUE(pool_set(SZ_1G, "nr_hugepages", s->before.nr));
 }
 
@@ -832,7 +832,7 @@ static bool lose_between_sizes(struct __test_metadata *_metadata, struct subject
 		if (!(flags & KPF_HUGE))
 			break;
 	}
-	/* It is no free page of a pool, so it can't be handled. */
+	/* A page that is neither in a pool nor free can't be handled. */
 	in_time = inject(s, nr) == -EBUSY;
 	wait_for_child(_metadata, demoter.pid);
 	return in_time;
@@ -853,7 +853,7 @@ static void leave_out_lost_between_sizes(struct __test_metadata *_metadata,
 	}
 	ASSERT_GT(50, tries);
 	expect_small(_metadata, &self->small, SZ_1G / SZ_2M);
-	/* With a record PG_hwpoison of the head no longer means the first page. */
+	/* Once there is a record, PG_hwpoison of the head doesn't mean the first page. */
 	if (again) {
 		note_lost(_metadata, s, again);
 		inject(s, again);
@@ -909,7 +909,7 @@ TEST_F_TIMEOUT(demoted_early, while_unpoison_updates_counters, SLOW)
 	start_demoter(_metadata, &demoter, 1);
 	start_held(_metadata, &w, "unpoison_memory", "memblk_nr_poison_sub",
 		   DEBUGFS_UNPOISON_PFN, s->head[0]);
-	/* It can't come to its end before each CPU has been out of the kernel. */
+	/* The demotion can't end before each CPU has left the kernel. */
 	let_write(_metadata, &demoter, SZ_1G, s->before.nr - 1);
 	EXPECT_TRUE(end_held(_metadata, &w));
 	wait_for_child(_metadata, demoter.pid);
@@ -954,7 +954,7 @@ static pid_t hold_handler_between_sizes(struct __test_metadata *_metadata,
 	}
 	ASSERT_TRUE(wait_for_word(&h));
 	close(h.line);
-	/* It takes the lock to look for a hugepage, and then, elsewhere, to mark the page. */
+	/* The handler takes the lock to find a hugepage, and elsewhere to mark the page. */
 	ASSERT_TRUE(hold_at_call("__memory_failure", "_raw_spin_lock_irq", true) ||
 		    hold_at_call("memory_failure", "_raw_spin_lock_irq", true));
 	ASSERT_TRUE(tell(demoter));
@@ -1019,7 +1019,7 @@ FIXTURE_SETUP(cycle)
 
 FIXTURE_TEARDOWN_SUBJECT(cycle);
 
-/* As long as hugepages can be got: open the file anew with one that was made of @pfn. */
+/* Open the file anew with a hugepage made of @pfn, while hugepages can be allocated. */
 static bool reopen_with(struct __test_metadata *_metadata, struct subject *s,
 			unsigned long pfn)
 {
@@ -1069,7 +1069,7 @@ TEST_F_TIMEOUT(cycle, repeats_on_the_same_hugepage, SLOW)
 	for (i = 0; i < 4; i++) {
 		/* The same pages in one half, others in the other half. */
 		for (j = 0; j < 4; j++)
-			lose(_metadata, s, spot(s, j));
+			lose(_metadata, s, sample(s, j));
 		lose(_metadata, s, 10 + i);
 		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 		unmap_file(s);
@@ -1077,11 +1077,11 @@ TEST_F_TIMEOUT(cycle, repeats_on_the_same_hugepage, SLOW)
 		expect_released(_metadata, s);
 		if (!reopen_with(_metadata, s, pfn))
 			SKIP_REST(return, "can't get the same hugepage once more");
-		/* It is as good as new. */
+		/* The hugepage can be used like a new one. */
 		for (j = 0; j < s->nr_raw; j++)
 			EXPECT_TRUE(try_write(raw_page(s, j)));
 		EXPECT_FALSE(is_poisoned(pfn));
-		ledger->nr_poison = 0;
+		undo->nr_poison = 0;
 	}
 }
 
@@ -1101,7 +1101,7 @@ TEST_F_TIMEOUT(cycle, unpoison_is_refused_while_pinned, SLOW)
 
 	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 0)));
 	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 7)));
-	/* With one reference left it looks like a hugepage to be unpoisoned. */
+	/* One reference is all that an unpoisonable hugepage has, too. */
 	EXPECT_EQ(0, unpin_range(fd));
 	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 0)));
 	EXPECT_EQ(-EBUSY, unpoison(raw_pfn(s, 7)));
@@ -1135,29 +1135,29 @@ TEST_F_TIMEOUT(cycle, unpoison_races_with_release, SLOW)
 			close(fd);
 		}
 		while (!pid[i])
-			for (j = 0; j < NR_SPOTS; j++)
+			for (j = 0; j < NR_SAMPLES; j++)
 				if (pfns[j])
 					unpoison(pfns[j]);
 	}
 
 	for (i = 0; i < 60; i++) {
-		lose_spots(_metadata, s);
-		for (j = 0; j < NR_SPOTS; j++)
-			pfns[j] = raw_pfn(s, spot(s, j));
+		lose_samples(_metadata, s);
+		for (j = 0; j < NR_SAMPLES; j++)
+			pfns[j] = raw_pfn(s, sample(s, j));
 		/* Nothing can be unpoisoned before the release. */
 		expect_corrupted(_metadata, s);
 		unmap_file(s);
 		EXPECT_EQ(0, close(s->fd));
 
-		/* And everything afterwards, once. */
+		/* Each page can be unpoisoned once after the release. */
 		EXPECT_TRUE(wait_until(hardware_corrupted() == s->corrupted, 1000));
-		for (j = 0; j < NR_SPOTS; j++) {
+		for (j = 0; j < NR_SAMPLES; j++) {
 			EXPECT_FALSE(is_poisoned(pfns[j]));
 			pfns[j] = 0;
-			s->lost[spot(s, j)] = false;
+			s->lost[sample(s, j)] = false;
 			s->nr_lost--;
 		}
-		ledger->nr_poison = 0;
+		undo->nr_poison = 0;
 		expect_pool(_metadata, s, 1, 0);
 		if (_metadata->exit_code)
 			break;
@@ -1193,7 +1193,7 @@ TEST_F_TIMEOUT(cycle, filter_drops_all_of_an_error_or_nothing, SLOW)
 		ASSERT_TRUE(note_poison(raw_pfn(s, i), s->head[0]));
 		ASSERT_EQ(0, inject(s, i));
 		if (hardware_corrupted() == before) {
-			EXPECT_EQ(0, heard.nr);
+			EXPECT_EQ(0, sigbus.nr);
 			nr_filtered++;
 			continue;
 		}
@@ -1303,7 +1303,7 @@ TEST_F_TIMEOUT(page_types, unpoisons_pages_after_release, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	open_mce_at();
 	return test_harness_run(argc, argv);
 }

@@ -101,7 +101,7 @@ TEST_F_TIMEOUT(healed, all_lost_pages_at_once, SLOW)
 	struct subject *s = &self->s;
 	unsigned long i;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, zero(s, 0, s->size));
 	for (i = 0; i < s->nr_raw; i++)
 		if (!page_is_zero(raw_page(s, i)))
@@ -109,8 +109,8 @@ TEST_F_TIMEOUT(healed, all_lost_pages_at_once, SLOW)
 	EXPECT_EQ(s->nr_raw, i);
 	/* Now put back what expect_healed() compares. */
 	fill(s);
-	for (i = 0; i < NR_SPOTS; i++)
-		memset(raw_page(s, spot(s, i)), 0, psize());
+	for (i = 0; i < NR_SAMPLES; i++)
+		memset(raw_page(s, sample(s, i)), 0, psize());
 	expect_healed(_metadata, s);
 }
 
@@ -119,12 +119,12 @@ TEST_F_TIMEOUT(healed, not_before_all_lost_pages_are_given_up, SLOW)
 	struct subject *s = &self->s;
 	unsigned int i;
 
-	lose_spots(_metadata, s);
-	for (i = 0; i < NR_SPOTS - 1; i++)
-		EXPECT_EQ(-EIO, zero_page(s, spot(s, i)));
+	lose_samples(_metadata, s);
+	for (i = 0; i < NR_SAMPLES - 1; i++)
+		EXPECT_EQ(-EIO, zero_page(s, sample(s, i)));
 	expect_unhealed(_metadata, s);
 
-	EXPECT_EQ(0, zero_page(s, spot(s, NR_SPOTS - 1)));
+	EXPECT_EQ(0, zero_page(s, sample(s, NR_SAMPLES - 1)));
 	expect_healed(_metadata, s);
 }
 
@@ -270,7 +270,7 @@ TEST_F_TIMEOUT(healed, after_a_pin_has_allocated_it, SLOW)
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_GUP_TEST");
 	ASSERT_EQ(0, punch(s, 0, s->size));
-	/* It is pinned, and unpinned at once. */
+	/* PIN_MEMFD_TEST pins the hugepage, and unpins it at once. */
 	pin.fd = s->fd;
 	EXPECT_EQ(1, ioctl(fd, PIN_MEMFD_TEST, &pin));
 	close(fd);
@@ -296,7 +296,7 @@ TEST_F_TIMEOUT(healed, not_if_some_losses_are_unknown, SLOW)
 	EXPECT_EQ(0, nr_changed_pages(s));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	expect_pool(_metadata, s, 0, 1);
-	/* It never comes back. */
+	/* The hugepage stays out of use. */
 	give_up(s, 0);
 }
 
@@ -380,7 +380,7 @@ TEST_F_TIMEOUT(healed, private_mapping_sees_it, SLOW)
 	ASSERT_NE(MAP_FAILED, map);
 	read_byte(map);
 	s->injector = by_address(s);
-	heard.nr = 0;
+	sigbus.nr = 0;
 	note_lost(_metadata, s, 5);
 	ASSERT_EQ(0, inject(s, 5));
 	EXPECT_EQ(0, zero_page(s, 5));
@@ -536,7 +536,7 @@ static void setup_race(struct __test_metadata *_metadata, struct race *race)
 	race->alien = alloc_shared(MAX_PFN);
 	ASSERT_NE(NULL, race->alien);
 	note_all_poisoned(race->alien, true);
-	/* With what was lost until now. */
+	/* Compare with the pages lost until now. */
 	ASSERT_TRUE(note_poison(s->head[0], s->head[0]));
 	injecting = true;
 }
@@ -636,7 +636,7 @@ TEST_F_TIMEOUT(raced, loses_only_the_pages_given_up, SLOW)
 
 		madvise(raw_page(s, i), psize(), MADV_HWPOISON);
 		ret = zero(s, 0, s->size / 2);
-		/* The signal that tells of an error interrupts it. */
+		/* The signal of an error interrupts the call. */
 		EXPECT_TRUE(!ret || ret == -EIO || ret == -EBUSY || ret == -EINTR)
 			ksft_print_msg("ZERO_RANGE: %s\n", strerror(-ret));
 		nr_healed += !ret;
@@ -742,7 +742,7 @@ TEST_F_TIMEOUT(call, does_not_zero_a_page_lost_later, SLOW)
 		while (!race->shared->nr_done)
 			;
 		race->shared->stop = true;
-		/* The signal that tells of the error interrupts it. */
+		/* The signal of the error interrupts the call. */
 		do
 			ret = zero(s, 0, s->size / 2);
 		while (ret == -EINTR);
@@ -817,7 +817,7 @@ static bool is_leaving_fallocate(pid_t pid)
 	return read_text(path, text, sizeof(text)) > 0 && atol(text) == SYS_fallocate;
 }
 
-/* As long as somebody else holds the hugepage the call waits, unless a signal comes. */
+/* The call waits while another user holds the hugepage, unless a signal comes. */
 TEST_F_TIMEOUT(tool, heals_despite_interruption, SLOW)
 {
 	struct subject *s = &self->s;
@@ -835,7 +835,7 @@ TEST_F_TIMEOUT(tool, heals_despite_interruption, SLOW)
 		usleep(20000);
 		kill(pid, SIGSTOP);
 		ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
-		/* It must not have come to its end. */
+		/* The tool must still be waiting. */
 		ASSERT_TRUE(WIFSTOPPED(status));
 		interrupted = is_leaving_fallocate(pid);
 		if (interrupted) {
@@ -870,7 +870,7 @@ FIXTURE_SETUP(plain)
 
 FIXTURE_TEARDOWN_SUBJECT(plain);
 
-/* The whole hugepage is lost to those who map it. It stays in the file, and poisoned. */
+/* All mappings lose the whole hugepage, which stays in the file, poisoned. */
 TEST_F_TIMEOUT(plain, without_the_flag_nothing_is_healed, SLOW)
 {
 	struct subject *s = &self->s;
@@ -889,6 +889,6 @@ TEST_F_TIMEOUT(plain, without_the_flag_nothing_is_healed, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

@@ -71,7 +71,7 @@ static bool make_bad(const char *verb, struct insns *insns, unsigned long va, si
 	char question[128];
 	unsigned int i;
 
-	ledger->for_ever = true;
+	undo->mce_seen = true;
 	for (i = 0; i < insns->nr; i++) {
 		snprintf(question, sizeof(question), "%s %lx %lx %zx %lx\n", verb,
 			 insns->ip[i], va, len, pa);
@@ -164,8 +164,8 @@ static void learn(struct __test_metadata *_metadata, const struct use *use, int 
 static const struct injector by_kernel = {
 	.inject = inject_corrupt_pfn,
 	.code = BUS_MCEERR_AO,
-	.again = -EHWPOISON,
-	.for_real = true,
+	.repeat_ret = -EHWPOISON,
+	.is_hw = true,
 };
 
 static void setup_victims(struct __test_metadata *_metadata, struct subject *s,
@@ -510,7 +510,7 @@ TEST_F_TIMEOUT(copyin, write_ends_at_the_lost_line, SLOW)
 {
 	const unsigned int offset = 4 * LINE_SIZE;
 	struct use use = { .call = write_tmpfs, .arg = BEFORE };
-	/* It may look at the line again, and then begins there. */
+	/* The copy may be retried from the start of the line. */
 	struct use again = { .call = write_tmpfs, .arg = -(long)offset };
 	char *page;
 
@@ -522,7 +522,7 @@ TEST_F_TIMEOUT(copyin, write_ends_at_the_lost_line, SLOW)
 	expect_met(_metadata, self, 1);
 }
 
-/* In seconds: so long takes no write that ends. */
+/* Seconds: a write that ends takes less. */
 #define LOOP		60
 
 TEST_F_TIMEOUT(copyin, write_to_btrfs_ends_at_the_lost_line, SLOW)
@@ -788,7 +788,7 @@ TEST_F_TIMEOUT(copyin, a_vhost_worker_goes_on, SLOW)
 	expect_met(_metadata, self, 2);
 	EXPECT_EQ(0, v.vring.used->idx);
 
-	/* For nobody, and so it is only taken. */
+	/* No thread waits in this futex, so it is only taken. */
 	memset(s->map + 2 * s->size, 0, sizeof(struct virtio_vsock_hdr));
 	EXPECT_EQ(1, offer_packet(&v, GPA_PACKETS + 2 * s->size, v.call));
 	EXPECT_EQ(1, v.vring.used->idx);
@@ -953,7 +953,7 @@ TEST_F_TIMEOUT(replaced, not_if_the_copy_meets_an_error, SLOW)
 	note_lost(_metadata, s, unknown);
 
 	injecting = true;
-	heard.nr = 0;
+	sigbus.nr = 0;
 	EXPECT_ERRNO(EIO, give_up_page(s, known));
 	EXPECT_EQ(1, make_good());
 	expect_lost(_metadata, s);
@@ -973,7 +973,7 @@ TEST_F_TIMEOUT(replaced, not_if_the_copy_meets_an_error, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	open_mce_at();
 	return test_harness_run(argc, argv);
 }

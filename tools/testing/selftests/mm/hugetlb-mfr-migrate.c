@@ -179,7 +179,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		read_byte(raw_page(s, s->nr_raw - 1));
-		/* If it can't be isolated there is a status; all else comes later. */
+		/* The status shows a failed isolation; other failures come later. */
 		do {
 			status = move_page(raw_page(s, s->nr_raw - 1), other);
 			__atomic_add_fetch(refused, 1, __ATOMIC_RELAXED);
@@ -188,7 +188,7 @@ TEST_F_TIMEOUT(kept, errors_find_a_hugepage_that_is_isolated, SLOW)
 	}
 	EXPECT_TRUE(wait_until(__atomic_load_n(refused, __ATOMIC_RELAXED), 10000));
 	before = *refused;
-	nr_errors = s->injector->for_real ? 50 : 500;
+	nr_errors = s->injector->is_hw ? 50 : 500;
 	for (i = 1; i < s->nr_raw - 1; i++) {
 		if (i > nr_errors && __atomic_load_n(refused, __ATOMIC_RELAXED) != before)
 			break;
@@ -297,7 +297,7 @@ TEST_F_TIMEOUT(moved, move_pages_leaves_those_with_lost_pages, SLOW)
 		pages[i] = raw_page(s, i * s->nr_raw + 1);
 		nodes[i] = self->n.to;
 	}
-	/* It tells how many were not moved. */
+	/* The return value is the number of pages not moved. */
 	EXPECT_EQ(1, syscall(SYS_move_pages, 0, (unsigned long)NR_MOVED, pages, nodes,
 			     status, MPOL_MF_MOVE));
 	expect_rest_was_moved(_metadata, s, &self->n);
@@ -325,7 +325,7 @@ TEST_F_TIMEOUT(moved, migrate_pages_leaves_those_with_lost_pages, SLOW)
 	unsigned long to = 1UL << self->n.to;
 
 	lose_middle(_metadata, s);
-	/* It tells how many were not moved. */
+	/* The return value is the number of pages not moved. */
 	EXPECT_LT(0, syscall(SYS_migrate_pages, 0, sizeof(from) * 8, &from, &to));
 	expect_rest_was_moved(_metadata, s, &self->n);
 }
@@ -402,7 +402,7 @@ TEST_F_TIMEOUT(moved, soft_offlined_hugepage_is_kept, SLOW)
 	expect_pool(_metadata, s, 0, NR_MOVED);
 	expect_all_kept(_metadata, s);
 
-	if (ledger->for_ever)
+	if (undo->mce_seen)
 		return;
 	EXPECT_EQ(0, unpoison(pfn));
 	s->corrupted -= psize() >> 10;
@@ -445,7 +445,7 @@ TEST_F_TIMEOUT(moved, pinned_page_is_not_soft_offlined, SLOW)
 	let_go(_metadata, s);
 	expect_pool(_metadata, s, 0, 2);
 
-	/* Neither a page with lost ones beside it nor one of a healthy hugepage. */
+	/* The first page has lost pages beside it, the second one none. */
 	EXPECT_EQ(-EBUSY, soft_offline_pfn(raw_pfn(s, s->nr_raw + 12)));
 	EXPECT_EQ(-EBUSY, soft_offline_pfn(raw_pfn(s, 2 * s->nr_raw + 12)));
 	expect_corrupted(_metadata, s);
@@ -518,19 +518,19 @@ TEST_F_TIMEOUT(moving, does_not_suppress_signals, SLOW)
 		EXPECT_TRUE(wait_until(__atomic_load_n(moved, __ATOMIC_RELAXED) > 4, 500));
 
 		for (i = 0; i < 4; i++) {
-			heard.nr = 0;
-			EXPECT_EQ(0, inject(s, spot(s, i)));
-			expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, spot(s, i)),
+			sigbus.nr = 0;
+			EXPECT_EQ(0, inject(s, sample(s, i)));
+			expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, sample(s, i)),
 				      pshift());
 			/* From the first one on it stays where it is. */
 			s->head[0] = mapped_pfn(raw_page(s, 2)) - 2;
-			note_lost(_metadata, s, spot(s, i));
+			note_lost(_metadata, s, sample(s, i));
 			expect_corrupted(_metadata, s);
 		}
 		expect_intact(_metadata, s);
 		kill_child(_metadata, pid);
 		expect_end(_metadata, s);
-		ledger->nr_poison = 0;
+		undo->nr_poison = 0;
 		if (_metadata->exit_code)
 			break;
 	}
@@ -605,7 +605,7 @@ static void setup_block(struct __test_metadata *_metadata, struct subject *s,
 			      (2 * block[0] + 1) * pages_in_block() / 2,
 			      pages_in_block() / 2);
 	} else {
-		/* It fills its blocks, there is no room for anything else. */
+		/* A 1 GiB hugepage fills its blocks: nothing else is there. */
 		open_on_node(_metadata, s, n, n->to, 0);
 		if (_metadata->exit_code)
 			return;
@@ -613,7 +613,7 @@ static void setup_block(struct __test_metadata *_metadata, struct subject *s,
 	}
 	/* Another one, if the hugepage is large. */
 	block[1] = block_of(s->head[0] + s->nr_raw - 1);
-	/* There must be one to move to. */
+	/* The target node must have a free hugepage. */
 	if (!node_pool_grow(n->from, s->size, 1))
 		SKIP(return, "can't get hugepages on each node");
 	s->before = pool_read(s->size);
@@ -673,10 +673,10 @@ TEST_F_TIMEOUT(block, with_lost_pages_in_use_stays_online, 2 * SLOW)
 	expect_stays_online(_metadata, s, self->block[0]);
 	expect_stays_online(_metadata, s, self->block[1]);
 	expect_intact(_metadata, s);
-	/* It is kept like before. */
+	/* The hugepage is still kept. */
 	lose(_metadata, s, 3);
 
-	/* In the file only, and held by nothing but a pin. */
+	/* The same for a hugepage that is only in the file, and then only pinned. */
 	ASSERT_EQ(0, pin_range(fd, raw_page(s, 5), psize(), 0));
 	unmap_file(s);
 	expect_stays_online(_metadata, s, self->block[0]);
@@ -691,7 +691,7 @@ TEST_F_TIMEOUT(block, with_lost_pages_in_use_stays_online, 2 * SLOW)
 	EXPECT_EQ(0, change_block(self->block[1], "offline"));
 	EXPECT_FALSE(block_is_online(self->block[1]));
 	/* A block with pages that are lost for good can't go online again. */
-	EXPECT_EQ(ledger->for_ever ? -EHWPOISON : 0,
+	EXPECT_EQ(undo->mce_seen ? -EHWPOISON : 0,
 		  change_block(self->block[1], "online"));
 	expect_corrupted(_metadata, s);
 }
@@ -974,7 +974,7 @@ TEST_F_TIMEOUT(demoted, are_only_those_that_are_free, SLOW)
 	if (!demote_to(s->size, SZ_2M))
 		SKIP(return, "no small hugepages to demote to");
 	small = pool_get(SZ_2M, "nr_hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 
 	pool_set(s->size, "demote", s->before.free - s->before.resv);
 	EXPECT_EQ(small + (s->before.free - s->before.resv - 1) * (SZ_1G / SZ_2M),
@@ -1049,7 +1049,7 @@ static void leak(struct __test_metadata *_metadata, struct subject *s)
 	ASSERT_EQ(KPF_HUGE | KPF_HWPOISON, s->flags[0] & (KPF_HUGE | KPF_HWPOISON));
 }
 
-/* No signal ends those who wait in vain, so they are not waited for. */
+/* Signals don't end a process that waits in vain, so don't wait for it. */
 static void wait_a_minute(struct __test_metadata *_metadata, pid_t pid)
 {
 	unsigned int tries;
@@ -1067,7 +1067,7 @@ TEST_F_TIMEOUT(leaked, offlining_its_block_fails_in_time, SLOW)
 	struct subject *s = &self->s;
 	pid_t pid;
 
-	/* So that nothing else comes into the block that can't be moved. */
+	/* Online as movable: no other unmovable memory comes into the block. */
 	setup_block(_metadata, s, &self->n, self->block, SZ_2M, &by_pfn,
 		    "online_movable");
 	if (_metadata->exit_code)
@@ -1118,6 +1118,6 @@ TEST_F_TIMEOUT(leaked, large_hugepage_is_made_elsewhere, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

@@ -98,7 +98,7 @@ FIXTURE_TEARDOWN_SUBJECT(starved);
 static unsigned long lose_unrecorded(struct __test_metadata *_metadata,
 				     struct subject *s, unsigned long nr)
 {
-	const unsigned int max = s->injector->for_real ? 10 : 1;
+	const unsigned int max = s->injector->is_hw ? 10 : 1;
 	unsigned int nth;
 
 	for (nth = 1; nth <= max; nth++, nr++) {
@@ -127,7 +127,7 @@ TEST_F_TIMEOUT(starved, unrecorded_page_is_signalled, SLOW)
 
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_pool(_metadata, s, 1, 0);
 }
 
@@ -138,7 +138,7 @@ TEST_F_TIMEOUT(starved, unrecorded_hugepage_stays_out_of_use, SLOW)
 	lose_unrecorded(_metadata, s, s->nr_raw / 2);
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_pool(_metadata, s, 1, 0);
 }
 
@@ -154,7 +154,7 @@ TEST_F_TIMEOUT(starved, surplus_hugepage_stays_out_of_use, SLOW)
 	lose_unrecorded(_metadata, s, 8);
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, -1, 0, 0, -1);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_change(_metadata, s, -1, 0, 0, -1);
 }
 
@@ -180,10 +180,10 @@ TEST_F_TIMEOUT(starved, faults_and_reads_refuse_all_pages, SLOW)
 	expect_fault_in(_metadata, raw_page(s, nr));
 	EXPECT_FALSE(is_mapped(s->map));
 
-	/* To know which healthy pages there are won't help. */
+	/* Pages known to be healthy stay out of use, too. */
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	free(buf);
 }
 
@@ -207,7 +207,7 @@ TEST_F_TIMEOUT(starved, hmm_mirror_loses_the_page, SLOW)
 
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	free(buf);
 }
 
@@ -219,24 +219,24 @@ TEST_F_TIMEOUT(starved, unrecorded_page_can_be_recorded_later, SLOW)
 
 	nr = lose_unrecorded(_metadata, s, 7);
 	if (s->injector == &by_madvise) {
-		/* It asks for the page like anybody else. */
+		/* MADV_HWPOISON must fault the page in, which fails. */
 		EXPECT_EQ(-EFAULT, inject(s, nr));
-		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(0, sigbus.nr);
 	} else {
 		/* Counted anew, and only this once. */
 		s->corrupted += kb;
-		ledger->corrupted += kb;
+		undo->corrupted += kb;
 		EXPECT_EQ(0, inject(s, nr));
 		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
 		expect_corrupted(_metadata, s);
-		EXPECT_EQ(s->injector->again, inject(s, nr));
+		EXPECT_EQ(s->injector->repeat_ret, inject(s, nr));
 	}
 	expect_corrupted(_metadata, s);
 
 	/* The repeated errors don't change that the hugepage can't be reused. */
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 }
 
 /*
@@ -287,7 +287,7 @@ TEST_F_TIMEOUT(failing, error_counts_whichever_allocation_fails, SLOW)
 		if (i == 0 || !failed)
 			expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
 				      pshift());
-		else if (heard.nr && heard.code != SI_USER)
+		else if (sigbus.nr && sigbus.code != SI_USER)
 			expect_sigbus(_metadata, s->injector->code, raw_page(s, nr),
 				      pshift());
 		expect_corrupted(_metadata, s);
@@ -305,7 +305,7 @@ TEST_F_TIMEOUT(failing, error_counts_whichever_allocation_fails, SLOW)
 	expect_pool(_metadata, s, i + 1, 0);
 	for (nr = 0; nr <= i; nr++)
 		if (unrecorded[nr])
-			expect_out_for_ever(_metadata, s, nr, NOT_ALL_KNOWN);
+			expect_out_for_good(_metadata, s, nr, NOT_ALL_KNOWN);
 		else
 			expect_all_come_back(_metadata, s, nr);
 	expect_pool(_metadata, s, i + 1, 0);
@@ -412,7 +412,7 @@ TEST_F_TIMEOUT(release, frees_healthy_pages_despite_failures, SLOW)
 		ASSERT_TRUE(fail_allocation(nth));
 		if (end_life(s, variant->how)) {
 			failed = has_failed();
-			/* Then it is not over yet, and nothing has changed. */
+			/* A failed attempt changes nothing. */
 			ASSERT_EQ(ENOMEM, errno);
 			EXPECT_TRUE(failed);
 			EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
@@ -517,11 +517,11 @@ TEST_F_TIMEOUT(not_restored, hugepage_stays_out_of_use, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(starve_workers(0));
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
 	feed_workers();
 	expect_pool(_metadata, s, 1, 0);
 	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
@@ -533,11 +533,11 @@ TEST_F_TIMEOUT(not_restored, half_is_not_freed, SLOW)
 
 	if (self->memmap_less < 3)
 		SKIP(return, "there is little to restore");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(starve_workers(self->memmap_less / 2));
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
 	feed_workers();
 	expect_pool(_metadata, s, 1, 0);
 	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
@@ -551,11 +551,11 @@ TEST_F_TIMEOUT(not_restored, surplus_hugepage_stays_out_of_use, SLOW)
 		SKIP(return, "others use hugepages");
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, 0, -1, 0, 1);
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(starve_workers(0));
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, -1, -1, 0, 0);
-	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
 	feed_workers();
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
@@ -568,7 +568,7 @@ TEST_F_TIMEOUT(not_restored, hugepage_can_lose_more_pages, SLOW)
 	lose(_metadata, s, 3);
 	ASSERT_TRUE(starve_workers(0));
 	empty_file(_metadata, s);
-	expect_out_for_ever(_metadata, s, 0, NOT_RESTORED);
+	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
 	feed_workers();
 
 	/* Known is known, and a new one is counted. */
@@ -589,12 +589,12 @@ TEST_F_TIMEOUT(not_restored, unrecorded_one_stays_out_of_use, SLOW)
 	lose_unrecorded(_metadata, s, 4);
 	ASSERT_TRUE(starve_workers(0));
 	empty_file(_metadata, s);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	feed_workers();
 	expect_pool(_metadata, s, 1, 0);
 }
 
-/* As ever: it goes back to the pool, where it counts as surplus. */
+/* As on stock, the hugepage returns to the pool and counts as surplus. */
 TEST_F_TIMEOUT(not_restored, healthy_one_returns_to_the_pool, SLOW)
 {
 	struct subject *s = &self->s;
@@ -609,7 +609,7 @@ TEST_F_TIMEOUT(not_restored, healthy_one_returns_to_the_pool, SLOW)
 	expect_change(_metadata, s, 0, 0, 0, 1);
 	EXPECT_EQ(0, nr_said("stays out of use"));
 
-	/* And goes for good when there is memory. */
+	/* The hugepage leaves the pool as soon as there is memory. */
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 1));
 	expect_change(_metadata, s, 0, 0, 0, 0);
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
@@ -668,7 +668,7 @@ static void shrink_in_vain(struct __test_metadata *_metadata, struct subject *s)
 	EXPECT_TRUE(is_poisoned(s->head[0]));
 }
 
-/* There is by now. */
+/* Retry the shrink, now that allocations succeed again. */
 static void shrink_again(struct __test_metadata *_metadata, struct subject *s)
 {
 	pool_set(s->size, "nr_hugepages", s->before.nr - s->before.surplus);
@@ -681,7 +681,7 @@ TEST_F_TIMEOUT(retried, lost_pages_are_left_out, SLOW)
 {
 	struct subject *s = &self->s;
 
-	poison_free_hugepage(_metadata, s, 0, NR_SPOTS);
+	poison_free_hugepage(_metadata, s, 0, NR_SAMPLES);
 	shrink_in_vain(_metadata, s);
 	shrink_again(_metadata, s);
 	EXPECT_EQ(self->memmap, nr_memmap());
@@ -702,7 +702,7 @@ TEST_F_TIMEOUT(retried, unknown_loss_keeps_it_out_of_use, SLOW)
 
 	shrink_in_vain(_metadata, s);
 	shrink_again(_metadata, s);
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 }
 
 /*
@@ -753,7 +753,7 @@ TEST_F_TIMEOUT(freeing, page_that_is_hit_again_counts_once, 2 * SLOW)
 		do {
 			ASSERT_TRUE(read_kpageflags(s->head[0], 1, s->flags));
 		} while (s->flags[0] & KPF_HUGE);
-		/* It is no hugepage any more, and this page not yet by itself. */
+		/* The hugepage was split, but this page isn't free yet. */
 		EXPECT_NE(0, inject(s, last));
 		expect_out_of_use(_metadata, s, 0);
 		expect_rest_is_free(_metadata, s, 0);
@@ -782,7 +782,7 @@ TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 		kb = meminfo_kb("MemFree") -
 		     self->memmap_less * (long)(psize() >> 10) / 4;
 		let_it_leave(_metadata, s);
-		/* It has got some of its struct pages. */
+		/* Some of the struct pages were restored. */
 		end = time(NULL) + 60;
 		while (meminfo_kb("MemFree") > kb && time(NULL) < end)
 			;
@@ -800,12 +800,12 @@ TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 	ASSERT_NE(8, tries);
 	ASSERT_EQ(1, nr_said("%#lx: no memory to record the lost page", raw_pfn(s, 4)));
 
-	expect_out_for_ever(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_pool(_metadata, s, 1, 0);
 	EXPECT_EQ(self->memmap, nr_memmap());
 }
 
-/* So that the memory goes back to where it is from, when there is memory to do so. */
+/* A hugepage from CMA goes back there when its struct pages can be restored. */
 
 FIXTURE(retried_cma)
 {
@@ -892,7 +892,7 @@ TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 	    !find_cma_file(s->head[0], "free", free))
 		SKIP(return, "needs CONFIG_CMA_DEBUGFS");
 	/* In the first, second, middle and last 2 MiB. */
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	empty_file(_metadata, s);
 	wait_for_release(s, 1);
 	expect_out_of_use(_metadata, s, 0);
@@ -915,6 +915,6 @@ TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

@@ -224,7 +224,7 @@ TEST_F(accounted, surplus_hugepage_leaves_pool_unchanged)
 	EXPECT_EQ(s->before.resv, pool.resv);
 	EXPECT_EQ(s->before.surplus + 1, pool.surplus);
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	empty_file(_metadata, s);
 	expect_pool(_metadata, s, 0, 0);
 	expect_all_come_back(_metadata, s, 0);
@@ -268,7 +268,7 @@ TEST_F_TIMEOUT(counted, all_free_hugepages_can_be_reserved, SLOW)
 
 	leave_available(_metadata, s, 3);
 	open_one(_metadata, s);
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 
 	others = map_others(s, 2);
 	ASSERT_NE(NULL, others);
@@ -434,7 +434,7 @@ TEST_F_TIMEOUT(counted, pool_shrunk_to_zero_ends_with_release, SLOW)
 		SKIP(return, "others use hugepages");
 	take_whole_pool(_metadata, s);
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
-	/* In use, and too many by now. */
+	/* Hugepages in use become surplus. */
 	expect_change(_metadata, s, 0, -2, 0, 2);
 	EXPECT_EQ(0, nr_meant(s));
 	lose(_metadata, s, 4);
@@ -553,12 +553,12 @@ TEST_F_TIMEOUT(nodes, only_the_hugepages_own_node_counts_it, SLOW)
 
 	open_one(_metadata, s);
 	expect_far(0, -1, 0);
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_far(0, -1, 0);
 	expect_near(0, 0, 0);
 	for (i = 0; i < ARRAY_SIZE(names); i++) {
 		EXPECT_EQ(near[i], node_mf_stat(self->near, names[i]));
-		EXPECT_EQ(far[i] + (i < 2 ? NR_SPOTS : 0),
+		EXPECT_EQ(far[i] + (i < 2 ? NR_SAMPLES : 0),
 			  node_mf_stat(self->far, names[i]));
 	}
 
@@ -567,7 +567,7 @@ TEST_F_TIMEOUT(nodes, only_the_hugepages_own_node_counts_it, SLOW)
 	expect_near(0, 0, 0);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	/* The end of it is no event. */
-	EXPECT_EQ(far[0] + NR_SPOTS, node_mf_stat(self->far, names[0]));
+	EXPECT_EQ(far[0] + NR_SAMPLES, node_mf_stat(self->far, names[0]));
 	EXPECT_EQ(near[0], node_mf_stat(self->near, names[0]));
 	expect_all_come_back(_metadata, s, 0);
 	expect_far(-1, -1, 0);
@@ -583,7 +583,7 @@ TEST_F_TIMEOUT(nodes, surplus_of_another_node_stays_surplus, SLOW)
 	open_one(_metadata, s);
 	lose(_metadata, s, 7);
 
-	/* Another one is in use, and its node is told to have one less. */
+	/* Another one is in use, and the pool of its node shrinks by one. */
 	ASSERT_TRUE(bind_to(self->near));
 	other = map_others(s, 1);
 	ASSERT_NE(NULL, other);
@@ -625,7 +625,7 @@ TEST_F_TIMEOUT(nodes, surplus_of_the_node_is_released_first, SLOW)
 	expect_far(0, -1, 0);
 	EXPECT_EQ(meant - 1, nr_meant(s));
 
-	/* So the other one is of the pool now. */
+	/* The other one counts as the pool's now. */
 	empty_file(_metadata, s);
 	expect_far(0, 0, 0);
 	expect_change(_metadata, s, -1, -1, 0, 0);
@@ -646,9 +646,9 @@ static void leave_none_on(struct __test_metadata *_metadata, struct subject *s, 
 /* Heal it, by a process that would have its own memory from the other node. */
 static void heal_from_near(struct __test_metadata *_metadata, struct subject *s, int near)
 {
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(bind_to(near));
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 }
 
@@ -743,7 +743,7 @@ TEST_F_TIMEOUT(mounted, min_size_outlives_a_lost_hugepage, SLOW)
 	expect_change(_metadata, s, 0, 0, 2, 0);
 
 	open_one(_metadata, s);
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, -1, -1, 2, 0);
 	EXPECT_EQ(NULL, map_others(s, 1));
@@ -946,7 +946,7 @@ TEST_F_TIMEOUT(charged, charges_end_with_the_hugepage, SLOW)
 	if (!pid) {
 		open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
 		expect_charges(_metadata, s, CHILD, 2, 2);
-		lose_spots(_metadata, s);
+		lose_samples(_metadata, s);
 		expect_charges(_metadata, s, CHILD, 2, 2);
 		ASSERT_EQ(0, punch(s, 0, s->size));
 		expect_charges(_metadata, s, CHILD, 1, 1);
@@ -999,7 +999,7 @@ static void fill_in_group(struct __test_metadata *_metadata, struct subject *s)
 	pid = fork_in_group(_metadata);
 	if (!pid) {
 		fill_subject(_metadata, s);
-		lose_spots(_metadata, s);
+		lose_samples(_metadata, s);
 		unmap_file(s);
 		_exit(KSFT_PASS);
 	}
@@ -1041,7 +1041,7 @@ TEST_F_TIMEOUT(charged, healing_by_others_moves_no_charge, SLOW)
 	fill_in_group(_metadata, s);
 	s->map = map_file(s, MAP_SHARED);
 	ASSERT_NE(NULL, s->map);
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 	expect_charges(_metadata, s, CHILD, 1, 1);
 	expect_charges(_metadata, s, GROUP, 1, 1);
@@ -1051,7 +1051,7 @@ TEST_F_TIMEOUT(charged, healing_by_others_moves_no_charge, SLOW)
 	expect_change(_metadata, s, -1, -1, 0, 0);
 }
 
-/* By one that has to be made, for the pool is dry. */
+/* The pool is empty: healing must allocate a hugepage. */
 TEST_F_TIMEOUT(charged, group_at_its_limit_can_heal, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1175,7 +1175,7 @@ TEST_F_TIMEOUT(optimized, release_restores_the_struct_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_intact(_metadata, s);
 	expect_memmap(_metadata, self, 0);
 
@@ -1195,7 +1195,7 @@ TEST_F_TIMEOUT(optimized, release_works_after_HVO_was_switched, SLOW)
 
 	if (access(HVO, W_OK))
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(write_text(HVO, variant->hvo ? "0" : "1"));
 	lose(_metadata, s, s->nr_raw / 4 + 2);
 	empty_file(_metadata, s);
@@ -1212,9 +1212,9 @@ TEST_F_TIMEOUT(optimized, healing_restores_the_struct_pages, SLOW)
 
 	ASSERT_EQ(0, punch(s, s->size, s->size));
 	s->nr_huge = 1;
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_memmap(_metadata, self, 0);
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 	expect_memmap(_metadata, self, 1);
 	expect_change(_metadata, s, -1, -2, 0, 0);
@@ -1228,11 +1228,11 @@ TEST_F_TIMEOUT(optimized, healing_works_after_HVO_was_switched, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
-	/* Where that can't be chosen they are all alike. */
+	lose_samples(_metadata, s);
+	/* Without the sysctl, all hugepages are alike. */
 	if (!access(HVO, W_OK))
 		ASSERT_TRUE(write_text(HVO, variant->hvo ? "0" : "1"));
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 	if (variant->hvo)
 		expect_memmap(_metadata, self, 1);
@@ -1249,7 +1249,7 @@ TEST_F_TIMEOUT(optimized, pool_shrunk_to_zero_ends_with_release, SLOW)
 
 	if (!pool_is_ours(s))
 		SKIP(return, "others use hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, 0, -2, 0, 2);
 	empty_file(_metadata, s);
@@ -1420,7 +1420,7 @@ FIXTURE_VARIANT_ADD(gigantic, cma_optimized)
 	.hvo = true,
 };
 
-/* These can be had once: they don't come back as what they were. */
+/* Hugepages from boot don't return as such: there is only one attempt. */
 FIXTURE_VARIANT_ADD(gigantic, boot)
 {
 	.injector = &by_madvise,
@@ -1445,9 +1445,9 @@ static long nr_at_boot(bool hvo)
 	if (!strstr(cmdline, "hugepagesz=1G") ||
 	    hvo != !!strstr(cmdline, OPTIMIZED_AT_BOOT))
 		return 0;
-	for (i = 0; i < ledger->nr_sizes; i++)
-		if (ledger->saved[i].size == SZ_1G)
-			return ledger->saved[i].nr;
+	for (i = 0; i < undo->nr_sizes; i++)
+		if (undo->saved[i].size == SZ_1G)
+			return undo->saved[i].nr;
 	return 0;
 }
 
@@ -1529,8 +1529,8 @@ TEST_F_TIMEOUT(gigantic, release_frees_all_but_lost_pages, 3 * SLOW)
 
 	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
 	for (i = 0; i < s->nr_huge; i++) {
-		for (j = 0; j < NR_SPOTS; j++)
-			lose(_metadata, s, i * s->nr_raw + spot(s, j));
+		for (j = 0; j < NR_SAMPLES; j++)
+			lose(_metadata, s, i * s->nr_raw + sample(s, j));
 		/* All of a part that would make a smaller hugepage. */
 		for (j = 0; i == 0 && j < 512; j++)
 			lose(_metadata, s, 2048 + j);
@@ -1585,11 +1585,11 @@ TEST_F_TIMEOUT(gigantic, heal_returns_memory_to_its_allocator, 3 * SLOW)
 	/* (It comes from wherever there is memory.) */
 	if (!need_more_hugepages(s, 1))
 		SKIP(return, "can't get 2 hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	cma_kb = meminfo_kb("CmaFree");
 	cma_pages = nr_cma_pages();
 	healthy_kb = (SZ_1G - s->nr_lost * psize()) >> 10;
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	/* A new size of the pool waits for the worker that frees them. */
 	pool_set(SZ_1G, "nr_hugepages", s->before.nr - 1);
 	cma_kb = meminfo_kb("CmaFree") - cma_kb;
@@ -1645,6 +1645,6 @@ TEST_F_TIMEOUT(booted, hugepage_is_freed_completely, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

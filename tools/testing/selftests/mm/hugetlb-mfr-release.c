@@ -47,14 +47,14 @@ struct iommu_ioas_map_file {
 /* Hugepages in files that have several. */
 #define NR_SEVERAL		4
 
-/* Lose a page that no process maps. Nobody hears of that. */
+/* Lose a page that no process maps: no signal is sent. */
 static void lose_unmapped(struct __test_metadata *_metadata, struct subject *s,
 			  unsigned long nr)
 {
 	note_lost(_metadata, s, nr);
-	heard.nr = 0;
+	sigbus.nr = 0;
 	ASSERT_EQ(0, by_address(s)->inject(NULL, raw_pfn(s, nr)));
-	EXPECT_EQ(0, heard.nr);
+	EXPECT_EQ(0, sigbus.nr);
 	expect_corrupted(_metadata, s);
 }
 
@@ -127,7 +127,7 @@ TEST_F_TIMEOUT(kept, last_pin_frees_all_but_lost_pages, SLOW)
 	EXPECT_EQ(0, close(s->fd));
 	expect_pool(_metadata, s, 0, 1);
 	expect_corrupted(_metadata, s);
-	/* Also what is lost now is known at the end. */
+	/* The release also knows of a page that is lost only now. */
 	note_lost(_metadata, s, nr + 5);
 	EXPECT_EQ(0, inject_corrupt_pfn(NULL, raw_pfn(s, nr + 5)));
 	expect_corrupted(_metadata, s);
@@ -140,7 +140,7 @@ TEST_F_TIMEOUT(kept, truncation_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	/* The mapping stays, with nothing in it. */
 	EXPECT_EQ(0, ftruncate(s->fd, 0));
 	EXPECT_FALSE(is_mapped(s->map));
@@ -151,7 +151,7 @@ TEST_F_TIMEOUT(kept, punch_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, punch(s, 0, s->size));
 	EXPECT_FALSE(is_mapped(s->map));
 	expect_released(_metadata, s);
@@ -161,7 +161,7 @@ TEST_F_TIMEOUT(kept, last_close_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	unmap_file(s);
 	expect_pool(_metadata, s, 0, 1);
 	EXPECT_EQ(0, close(s->fd));
@@ -172,7 +172,7 @@ TEST_F_TIMEOUT(kept, last_munmap_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, close(s->fd));
 	expect_pool(_metadata, s, 0, 1);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
@@ -197,7 +197,7 @@ static pid_t leave_to_child(struct __test_metadata *_metadata, struct subject *s
 	ASSERT_TRUE(start_helper(&h));
 	if (!h.pid) {
 		ASSERT_TRUE(wait_for_word(&h));
-		lose_spots(_metadata, s);
+		lose_samples(_metadata, s);
 		ASSERT_TRUE(tell(&h));
 		if (exits)
 			_exit(KSFT_PASS);
@@ -243,7 +243,7 @@ TEST_F_TIMEOUT(kept, refault_after_punch_gives_a_healthy_page, SLOW)
 	if (!need_more_hugepages(s, 1))
 		SKIP(return, "can't get 2 hugepages of %lu kB", s->size >> 10);
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	ASSERT_EQ(0, punch(s, 0, s->size));
 	expect_pool(_metadata, s, 1, 0);
 
@@ -257,8 +257,8 @@ TEST_F_TIMEOUT(kept, refault_after_punch_gives_a_healthy_page, SLOW)
 	EXPECT_NE(old, s->head[0]);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	EXPECT_FALSE(is_poisoned(s->head[0]));
-	for (i = 0; i < NR_SPOTS; i++)
-		EXPECT_TRUE(try_write(raw_page(s, spot(s, i))));
+	for (i = 0; i < NR_SAMPLES; i++)
+		EXPECT_TRUE(try_write(raw_page(s, sample(s, i))));
 	expect_pool(_metadata, s, 1, 1);
 	expect_corrupted(_metadata, s);
 
@@ -269,7 +269,7 @@ TEST_F_TIMEOUT(kept, refault_after_punch_gives_a_healthy_page, SLOW)
 	expect_pool(_metadata, s, 1, 0);
 }
 
-/* Of the memory at @map, how much lies in the hugepage?  Lost pages must not. */
+/* Returns how many pages at @map are of the released hugepage: no lost ones. */
 static unsigned long nr_handed_out(struct __test_metadata *_metadata, struct subject *s,
 				   char *map, size_t len)
 {
@@ -333,12 +333,12 @@ TEST_F_TIMEOUT(kept, lost_pages_are_never_allocated, SLOW)
 	ASSERT_TRUE(write_long("/proc/self/oom_score_adj", 1000));
 
 	node = move_page(s->map, -1);
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	empty_file(_metadata, s);
 	wait_for_release(s, 1);
 	expect_pool(_metadata, s, 1, 0);
 
-	/* As small pages first, which use up the fragments before all else. */
+	/* Take memory as small pages first: fragments are used before all else. */
 	len = (fragments_kb(SZ_2M) + (64 << 10)) << 10;
 	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -349,7 +349,7 @@ TEST_F_TIMEOUT(kept, lost_pages_are_never_allocated, SLOW)
 	expect_out_of_use(_metadata, s, 0);
 	nr_ours = nr_handed_out(_metadata, s, map, len);
 
-	/* Then as hugepages: that takes the large blocks, and clears nothing. */
+	/* Take the large blocks as hugepages: nothing is cleared. */
 	nr = pool_get(SZ_2M, "nr_hugepages");
 	pool_set(SZ_2M, "nr_hugepages",
 		 nr + (meminfo_kb("MemFree") - keep_kb) / (long)(SZ_2M >> 10));
@@ -396,16 +396,16 @@ TEST_F_TIMEOUT(plain, hugepage_stays_out_of_use_until_unpoisoned, SLOW)
 	lose_hugepage(_metadata, s, s->nr_raw / 2);
 	empty_file(_metadata, s);
 
-	/* In the pool, but neither free nor anybody's. */
+	/* The hugepage counts in the pool, but is neither free nor in use. */
 	expect_pool(_metadata, s, 0, 1);
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_poisoned(s->head[0]));
 
 	/* After a machine check that is for ever. */
-	if (ledger->for_ever)
+	if (undo->mce_seen)
 		return;
 
-	/* Only the hugepage as a whole can be given back. */
+	/* Only the head page unpoisons the hugepage, as a whole. */
 	expect_not_unpoisoned(_metadata, raw_pfn(s, s->nr_raw / 2));
 	EXPECT_EQ(0, unpoison(s->head[0]));
 	s->nr_lost = 0;
@@ -483,13 +483,13 @@ static void poison_and_truncate(struct __test_metadata *_metadata,
 	expect_corrupted(_metadata, s);
 
 	if (variant->flags) {
-		/* They leave the pool, the rest of it is free again. */
+		/* Kept hugepages leave the pool: their healthy pages are free. */
 		expect_pool(_metadata, s, nr, 0);
 		for (i = first; i < s->nr_huge; i += step)
 			expect_all_come_back(_metadata, s, i);
 		expect_pool(_metadata, s, nr, 0);
 	} else {
-		/* They stay in the pool, out of use as a whole. */
+		/* Plain hugepages stay in the pool, out of use as a whole. */
 		expect_pool(_metadata, s, 0, nr);
 		for (i = first; i < s->nr_huge; i += step)
 			EXPECT_EQ(0, unpoison(s->head[i]));
@@ -545,7 +545,7 @@ FIXTURE_SETUP(pinned)
 	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, 0);
 	if (_metadata->exit_code)
 		return;
-	/* There must be others, to see that this one is not handed out. */
+	/* Other hugepages must be free, so that this one isn't needed. */
 	if (!need_more_hugepages(&self->s, 2))
 		SKIP(return, "can't get 3 hugepages");
 }
@@ -698,7 +698,7 @@ TEST_F_TIMEOUT(pinned, error_in_a_pinned_page_is_handled, SLOW)
 	expect_end(_metadata, s);
 }
 
-/* As ever: nobody asks again whether a pinned page is lost. */
+/* As on stock, users of a pin don't check whether the page is lost. */
 TEST_F_TIMEOUT(pinned, lost_page_stays_accessible_by_its_pin, SLOW)
 {
 	struct subject *s = &self->s;
@@ -844,11 +844,11 @@ TEST_F_TIMEOUT(pinned, errors_find_a_hugepage_held_by_a_pin, SLOW)
 
 	lose_unmapped(_metadata, s, 0);
 	lose_unmapped(_metadata, s, s->nr_raw - 1);
-	/* Also the very page that is pinned. */
+	/* The pinned page itself can be lost, too. */
 	lose_unmapped(_metadata, s, nr + 1);
 	/* The page is lost, whether that was before the end of the file or after it. */
-	EXPECT_EQ(by_address(s)->again, by_address(s)->inject(NULL, raw_pfn(s, nr)));
-	EXPECT_EQ(by_address(s)->again, by_address(s)->inject(NULL, raw_pfn(s, 0)));
+	EXPECT_EQ(by_address(s)->repeat_ret, by_address(s)->inject(NULL, raw_pfn(s, nr)));
+	EXPECT_EQ(by_address(s)->repeat_ret, by_address(s)->inject(NULL, raw_pfn(s, 0)));
 	EXPECT_EQ(delayed + 4, mf_stat("delayed"));
 	expect_held(_metadata, s);
 
@@ -886,7 +886,7 @@ TEST_F_TIMEOUT(pinned, healthy_hugepage_returns_to_the_pool, SLOW)
 	close(pipefd[1]);
 	expect_pool(_metadata, s, 0, 0);
 
-	/* It is kept no more: an error takes all of it out of the pool. */
+	/* A free hugepage isn't kept: an error takes all of it out of the pool. */
 	lose_unmapped(_metadata, s, 7);
 	expect_released(_metadata, s);
 }
@@ -1051,7 +1051,7 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 
 	close(fds[0]);
 	close(fds[1]);
-	/* A second notice tells that the buffer is not used any more. */
+	/* A second completion reports that the buffer is free. */
 	if (opcode == IORING_OP_SEND_ZC)
 		EXPECT_EQ(0, wait_fixed(&r));
 	destroy_ring(&r);
@@ -1139,7 +1139,7 @@ TEST_F_TIMEOUT(pinned, resumed_send_leaves_out_a_lost_page, SLOW)
 	if (!make_ring(&r))
 		SKIP(return, "needs io_uring");
 	ASSERT_EQ(0, register_buffer(&r, s->map, s->size));
-	/* There isn't room for as much, and less will not do. */
+	/* The socket has no room for all of it, and a part isn't enough. */
 	prepare_fixed(&r, IORING_OP_SEND, fds[1], s->map, (nr + 1) * ps);
 	r.sqe->msg_flags = MSG_WAITALL;
 	ASSERT_EQ(0, submit(&r));
@@ -1233,7 +1233,7 @@ FIXTURE_SETUP(pinned_plain)
 	if (_metadata->exit_code)
 		return;
 	open_subject(_metadata, s, 0);
-	/* There must be others, to see that this one is not handed out. */
+	/* Other hugepages must be free, so that this one isn't needed. */
 	if (!need_more_hugepages(s, 2))
 		SKIP(return, "can't get 3 hugepages");
 	if (variant->is_pinned && !make_ring(&self->ring))
@@ -1496,8 +1496,8 @@ static void expect_end_in_order(struct __test_metadata *_metadata, struct subjec
 	lose(_metadata, s, 3);
 	lose(_metadata, s, s->nr_raw);
 	lose(_metadata, s, s->nr_raw + 1);
-	for (i = 0; i < NR_SPOTS; i++)
-		lose(_metadata, s, 2 * s->nr_raw + spot(s, i));
+	for (i = 0; i < NR_SAMPLES; i++)
+		lose(_metadata, s, 2 * s->nr_raw + sample(s, i));
 	let_go(_metadata, s);
 	wait_for_pool(_metadata, s, 0, 4);
 
@@ -1930,7 +1930,7 @@ TEST_F_TIMEOUT(iommu, driver_is_refused_the_lost_page, SLOW)
 	close_iommu(_metadata, self);
 }
 
-/* As ever: nobody asks again whether a pinned page is lost. */
+/* As on stock, users of a pin don't check whether the page is lost. */
 TEST_F_TIMEOUT(iommu, driver_keeps_what_a_device_has, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1955,6 +1955,6 @@ TEST_F_TIMEOUT(iommu, driver_keeps_what_a_device_has, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

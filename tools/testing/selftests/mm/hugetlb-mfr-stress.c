@@ -2,18 +2,18 @@
 /*
  * Stress for the recovery from memory errors in hugepages: many processes and
  * threads lose memory in every way there is, while they use, share, pin, move and
- * release it.  A book is kept on each raw page of the machine that was lost.
+ * release it.  The state of each raw page of the machine is recorded.
  *
  * The test runs in rounds, and after each everything must balance: what the kernel
- * calls poisoned is what the book calls lost; pools, counters and cgroups are back
+ * calls poisoned is what the test recorded as lost; pools, counters and cgroups are back
  * to where they were; nothing healthy is missing.  In even rounds nobody touches
  * the pool and nothing is given back, so that every hugepage can be accounted for.
  * In odd rounds the pools are resized, hugepages are demoted, memory blocks go offline
  * and come back, and lost pages are unpoisoned all the time.  In every other of them
  * the workers are killed instead of asked to stop.
  *
- * What a worker does in its n-th step follows from the seed, the round, the worker
- * and n alone; what the scheduler makes of it does not.  The environment says how
+ * The n-th step of a worker follows from the seed, the round, the worker and n
+ * alone, but not when it runs.  The environment says how
  * long, and which seed to replay:
  *
  *   HUGETLB_MFR_SECONDS	for each test, without what the rounds' ends take
@@ -30,14 +30,14 @@
 #define NO_PFN		(-1UL)
 #define NR_FILES	4	/* of a worker */
 #define NR_PINS		3
-#define NR_ORPHANS	32
+#define NR_STRANDED	32
 #define MAX_HUGE	3	/* hugepages in a file */
 #define MAX_WORKERS	16
 
 /* An operation without effect in so many tries is not tested. */
 #define MANY_TRIES	200
 
-/* How long a test may take, that is, whoever has set HUGETLB_MFR_SECONDS. */
+/* The harness must not stop a test that HUGETLB_MFR_SECONDS made long. */
 #define LONG_RUN	(24 * 3600)
 #define MAX_OPS		32
 #define KMEMLEAK	"/sys/kernel/debug/kmemleak"
@@ -48,18 +48,18 @@
 /* Hugepages that nobody uses, so that none is ever made in passing. */
 #define MARGIN		48
 #define ROUND_MS	3000
-/* Kernels that look for mistakes are slow. */
+/* Kernels with debug options are slow. */
 #define HANGS_MS	120000
 /* Going offline waits for pins as long as nobody breaks it off. */
 #define OFFLINE_S	2
 #define OFFLINE_DEBUG_S	20
 /* Free pages that the kernel takes: stacks of its workers look like nothing at all. */
 #define NR_UNKNOWN	64
-/* Kernels that look for mistakes also keep who has allocated what, and from where. */
+/* Kernels with debug options also record each allocation and its caller. */
 #define NR_UNKNOWN_DEBUG	128
 
-/* What the book says of a raw page. */
-enum standing {
+/* The state of a raw page */
+enum page_state {
 	HEALTHY,
 	HIT,			/* right now: it may be lost or not */
 	LOST,
@@ -95,17 +95,17 @@ enum act {
 };
 
 /* Changes that pools and memory go through meanwhile. */
-enum deed {
-	DEED_GROW,
-	DEED_SHRINK,
-	DEED_GROW_1G,
-	DEED_SHRINK_1G,
-	DEED_DEMOTE,
-	DEED_HIT_AND_DEMOTE,
-	DEED_OFFLINE,
-	DEED_MOVE,
-	DEED_HIT_MOVING,
-	NR_DEEDS,
+enum change {
+	CHANGE_GROW,
+	CHANGE_SHRINK,
+	CHANGE_GROW_1G,
+	CHANGE_SHRINK_1G,
+	CHANGE_DEMOTE,
+	CHANGE_HIT_AND_DEMOTE,
+	CHANGE_OFFLINE,
+	CHANGE_MOVE,
+	CHANGE_HIT_MOVING,
+	NR_CHANGES,
 };
 
 struct file {
@@ -165,8 +165,8 @@ struct worker {
 	struct file file[NR_FILES];
 	struct pin pin[NR_PINS];
 	/* Plain hugepages that nobody but memory failure handling holds. */
-	unsigned long orphan[NR_ORPHANS];
-	unsigned int nr_orphans;
+	unsigned long stranded[NR_STRANDED];
+	unsigned int nr_stranded;
 	struct peer *peer[2];
 	char *buf;
 };
@@ -177,7 +177,7 @@ struct tally {
 	atomic_ulong done;
 };
 
-static struct book {
+static struct state {
 	/* Parameters */
 	uint64_t seed;
 	unsigned long seconds;
@@ -204,14 +204,14 @@ static struct book {
 	atomic_ulong nr_soft;		/* soft-offlined: lost, but no failure */
 	atomic_ulong nr_loose;		/* hits on a page not known before */
 	atomic_ulong nr_healed_1g;
-	/* Shots at what the shooter doesn't hold: how many now, and the last */
+	/* Errors in hugepages that their injector doesn't hold: now, and the last */
 	atomic_uint nr_wild;
-	atomic_ulong shot_ns;
+	atomic_ulong wild_ns;
 	/* Steps, and races in which both sides may have an effect */
 	struct tally op[MAX_OPS];
 	struct tally race[NR_ACTS];
-	struct tally deed[NR_DEEDS];
-	/* What went wrong */
+	struct tally change[NR_CHANGES];
+	/* Failures */
 	atomic_uint nr_reports;
 	char report[MAX_REPORTS][256];
 	/* How it was before */
@@ -221,9 +221,9 @@ static struct book {
 	long handled;
 	bool has_group;			/* a cgroup that counts hugepages */
 	bool counts_memory;		/* the cgroup does, too */
-	/* With machine checks, who shoots must be alone, and who lets hugepages move */
-	pthread_rwlock_t world;
-	/* Who gives back lost pages must be alone, too, and may be killed. */
+	/* With machine checks: held exclusively to inject one, or to move hugepages */
+	pthread_rwlock_t step_lock;
+	/* Held to give back lost pages; its owner may be killed. */
 	pthread_mutex_t giving;
 	/* Memory */
 	unsigned long nr_pages;
@@ -231,18 +231,18 @@ static struct book {
 	atomic_ulong nr_listed;
 	unsigned long listed[MAX_LISTED];
 	struct peer peer[MAX_WORKERS][2];
-} *book;
+} *st;
 
-static unsigned char *page_book;
+static unsigned char *page_states;
 
 /* Of memory in pieces of 2 MiB. */
 static struct region {
-	/* Somebody shoots at it who doesn't hold it: hands off for now */
+	/* An error comes from a worker that doesn't hold it: leave it alone */
 	unsigned char wild;
 	unsigned char seen;		/* it was a hugepage of ours */
 	unsigned char giant;		/* of 1 GiB */
-	uint64_t shot_ns;		/* when it was shot at like that */
-} *region_book;
+	uint64_t wild_ns;		/* of the last such error */
+} *regions;
 
 static const struct op {
 	const char *name;
@@ -253,7 +253,7 @@ static const struct op {
 	void (*run)(struct worker *w);
 } ops[];
 
-/* What the last SIGBUS to this thread was about. */
+/* The last SIGBUS to this thread */
 static __thread struct {
 	sigjmp_buf back;
 	atomic_bool guarded;
@@ -290,22 +290,22 @@ static bool one_in(struct worker *w, unsigned long n)
 /* Something is wrong: say what, and let everybody stop. */
 static void __printf(2, 3) fail(struct worker *w, const char *fmt, ...)
 {
-	unsigned int i = atomic_fetch_add(&book->nr_reports, 1);
+	unsigned int i = atomic_fetch_add(&st->nr_reports, 1);
 	va_list args;
 	int len = 0;
 
-	book->stop = true;
+	st->stop = true;
 	if (i >= MAX_REPORTS)
 		return;
 	if (w)
-		len = snprintf(book->report[i], sizeof(book->report[i]),
+		len = snprintf(st->report[i], sizeof(st->report[i]),
 			       "round %lu, worker %u, step %lu, %s: ",
-			       book->round, w->nr, w->step, w->op);
+			       st->round, w->nr, w->step, w->op);
 	else
-		len = snprintf(book->report[i], sizeof(book->report[i]),
-			       "round %lu: ", book->round);
+		len = snprintf(st->report[i], sizeof(st->report[i]),
+			       "round %lu: ", st->round);
 	va_start(args, fmt);
-	vsnprintf(book->report[i] + len, sizeof(book->report[i]) - len, fmt, args);
+	vsnprintf(st->report[i] + len, sizeof(st->report[i]) - len, fmt, args);
 	va_end(args);
 }
 
@@ -322,67 +322,67 @@ static void did(struct worker *w)
 }
 
 /* Nobody must interrupt the victim of a machine check, whatever CPU it is on. */
-static void enter_world(bool alone)
+static void enter_step(bool alone)
 {
-	if (book->real && alone)
-		pthread_rwlock_wrlock(&book->world);
+	if (st->real && alone)
+		pthread_rwlock_wrlock(&st->step_lock);
 	else
-		pthread_rwlock_rdlock(&book->world);
+		pthread_rwlock_rdlock(&st->step_lock);
 }
 
-static void leave_world(void)
+static void leave_step(void)
 {
-	pthread_rwlock_unlock(&book->world);
+	pthread_rwlock_unlock(&st->step_lock);
 }
 
 /*
- * The book
+ * The state of each page
  */
 
 static struct region *region_of(unsigned long pfn)
 {
-	return &region_book[pfn / (SZ_2M / psize())];
+	return &regions[pfn / (SZ_2M / psize())];
 }
 
-static enum standing standing_of(unsigned long pfn)
+static enum page_state state_of(unsigned long pfn)
 {
-	return __atomic_load_n(&page_book[pfn], __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&page_states[pfn], __ATOMIC_SEQ_CST);
 }
 
-static bool change_standing(unsigned long pfn, enum standing from, enum standing to)
+static bool change_state(unsigned long pfn, enum page_state from, enum page_state to)
 {
 	unsigned char expected = from;
 
-	return __atomic_compare_exchange_n(&page_book[pfn], &expected, to, false,
+	return __atomic_compare_exchange_n(&page_states[pfn], &expected, to, false,
 					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-static void book_lost(unsigned long pfn)
+static void set_lost(unsigned long pfn)
 {
-	unsigned char before = __atomic_exchange_n(&page_book[pfn], LOST, __ATOMIC_SEQ_CST);
+	unsigned char before = __atomic_exchange_n(&page_states[pfn], LOST, __ATOMIC_SEQ_CST);
 
 	if (before == LOST)
 		return;
-	atomic_fetch_add(&book->nr_lost, 1);
-	book->listed[atomic_fetch_add(&book->nr_listed, 1) % MAX_LISTED] = pfn;
+	atomic_fetch_add(&st->nr_lost, 1);
+	st->listed[atomic_fetch_add(&st->nr_listed, 1) % MAX_LISTED] = pfn;
 }
 
 /* A number of pages together: LOST if any of them is, HEALTHY if all are. */
-static enum standing standing_of_all(unsigned long pfn, unsigned long nr)
+static enum page_state state_of_all(unsigned long pfn, unsigned long nr)
 {
-	enum standing all = HEALTHY;
+	enum page_state all = HEALTHY;
 	unsigned long i;
 
 	for (i = 0; i < nr && all != LOST; i++)
-		if (standing_of(pfn + i) != HEALTHY)
-			all = standing_of(pfn + i);
+		if (state_of(pfn + i) != HEALTHY)
+			all = state_of(pfn + i);
 	return all;
 }
 
-/* Nobody must lose or release what somebody else is about to shoot at. */
-static void wait_for_shot(unsigned long head)
+/* A worker must not lose or release a page in which another injects an error. */
+static void wait_for_wild(unsigned long head)
 {
-	while (__atomic_load_n(&region_of(head)->wild, __ATOMIC_SEQ_CST) && !book->stop)
+	while (__atomic_load_n(&region_of(head)->wild, __ATOMIC_SEQ_CST) && !st->stop)
 		sched_yield();
 }
 
@@ -459,15 +459,15 @@ static unsigned long pfn_of(struct file *f, unsigned long idx)
 }
 
 /* A plain hugepage is lost as a whole. */
-static enum standing standing(struct file *f, unsigned long idx)
+static enum page_state state_in(struct file *f, unsigned long idx)
 {
 	unsigned long head = f->head[idx / f->nr_raw];
 
 	if (head == NO_PFN)
 		return HEALTHY;
 	if (f->keep)
-		return standing_of(head + idx % f->nr_raw);
-	return standing_of_all(head, f->nr_raw);
+		return state_of(head + idx % f->nr_raw);
+	return state_of_all(head, f->nr_raw);
 }
 
 static uint64_t pattern(struct file *f, unsigned long idx)
@@ -497,11 +497,11 @@ static bool is_page(struct file *f, unsigned long idx, const char *buf)
 	return true;
 }
 
-/* In front of a judged access. */
-static enum standing prepare(struct file *f, unsigned long idx)
+/* To be called before an access that judge() looks at. */
+static enum page_state prepare(struct file *f, unsigned long idx)
 {
 	bus.code = 0;
-	return standing(f, idx);
+	return state_in(f, idx);
 }
 
 /*
@@ -510,9 +510,9 @@ static enum standing prepare(struct file *f, unsigned long idx)
  * the hardware does, and an error that is simulated comes without hardware.
  */
 static void judge(struct worker *w, struct file *f, unsigned long idx, const char *page,
-		  const char *buf, enum standing before, bool fresh)
+		  const char *buf, enum page_state before, bool fresh)
 {
-	enum standing after = standing(f, idx);
+	enum page_state after = state_in(f, idx);
 	unsigned int lsb = f->keep ? pshift() : __builtin_ctzl(f->size);
 
 	if (buf) {
@@ -557,12 +557,12 @@ static void check_fresh(struct worker *w, unsigned long head, unsigned long nr_r
 	unsigned long i;
 
 	note_hugepage(head, nr_raw);
-	wait_for_shot(head);
+	wait_for_wild(head);
 	for (i = 0; i < nr_raw; i++) {
-		if (standing_of(head + i) != LOST && standing_of(head + i) != ALIEN)
+		if (state_of(head + i) != LOST && state_of(head + i) != ALIEN)
 			continue;
 		/* Shot at while it was on its way here: that can't be helped. */
-		if (r->shot_ns < since)
+		if (r->wild_ns < since)
 			fail(w, "lost page %#lx is part of a new hugepage", head + i);
 		return;
 	}
@@ -581,19 +581,19 @@ static bool fill_in(struct worker *w, struct file *f, unsigned long h)
 	bus.code = 0;
 	ok = copy(w->buf, page_of(f, idx), psize());
 	if (!ok && bus.code == BUS_ADRERR) {
-		if (book->still && f->size == SZ_2M)
+		if (st->still && f->size == SZ_2M)
 			fail(w, "no hugepage for a hole");
 		return false;
 	}
 	for (tries = 0; ok && tries < 10 && f->head[h] == NO_PFN; tries++) {
 		f->head[h] = mapped_pfn(page_of(f, idx));
-		/* Whoever touches it waits until it has arrived. */
-		if (book->moving && f->head[h] == NO_PFN)
+		/* A fault waits until the hugepage has arrived. */
+		if (st->moving && f->head[h] == NO_PFN)
 			copy(w->buf, page_of(f, idx), psize());
 	}
 	if (f->head[h] == NO_PFN) {
-		/* Another's shot has come with it, and taken a plain one away again. */
-		if (f->keep || (!book->nr_wild && book->shot_ns < since))
+		/* Another worker's error came with it, and took away a plain one. */
+		if (f->keep || (!st->nr_wild && st->wild_ns < since))
 			fail(w, "a hole got no hugepage, but SIGBUS %d", bus.code);
 		punch_file(f, h * f->size, f->size);
 		return false;
@@ -601,7 +601,7 @@ static bool fill_in(struct worker *w, struct file *f, unsigned long h)
 	f->head[h] -= idx % f->nr_raw;
 	memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
 	check_fresh(w, f->head[h], f->nr_raw, since);
-	if (standing(f, idx) == HEALTHY && !is_page(f, idx, w->buf))
+	if (state_in(f, idx) == HEALTHY && !is_page(f, idx, w->buf))
 		fail(w, "a hole isn't empty");
 	return true;
 }
@@ -612,9 +612,9 @@ static void find_again(struct worker *w)
 	struct file *f;
 	unsigned long h;
 
-	if (!book->moving && w->nr_moves == book->nr_moves)
+	if (!st->moving && w->nr_moves == st->nr_moves)
 		return;
-	w->nr_moves = book->nr_moves;
+	w->nr_moves = st->nr_moves;
 	for (f = w->file; f < w->file + NR_FILES; f++) {
 		for (h = 0; f->fd >= 0 && h < f->nr_huge; h++) {
 			unsigned long pfn = NO_PFN;
@@ -658,7 +658,7 @@ static bool open_file(struct worker *w, struct file *f, bool keep, unsigned long
 	if (!ftruncate(f->fd, file_len(f)))
 		f->map = mmap(NULL, file_len(f), PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
 	if (f->map == MAP_FAILED) {
-		if (errno != ENOMEM || (book->still && f->size == SZ_2M))
+		if (errno != ENOMEM || (st->still && f->size == SZ_2M))
 			fail(w, "mmap: %s", strerror(errno));
 		close(f->fd);
 		f->fd = -1;
@@ -669,7 +669,7 @@ static bool open_file(struct worker *w, struct file *f, bool keep, unsigned long
 	return true;
 }
 
-/* Hugepage @h is no longer in its file.  Who holds it now? */
+/* Hugepage @h is no longer in its file: find out what holds it. */
 static void leave(struct worker *w, struct file *f, unsigned long h)
 {
 	unsigned long head = f->head[h];
@@ -679,10 +679,10 @@ static void leave(struct worker *w, struct file *f, unsigned long h)
 	f->head[h] = NO_PFN;
 	memset(f->gen + h * f->nr_raw, 0, f->nr_raw);
 	memset(f->given_up + h * f->nr_raw, 0, f->nr_raw);
-	if (standing_of_all(head, f->nr_raw) != LOST)
+	if (state_of_all(head, f->nr_raw) != LOST)
 		return;
-	if (!f->keep && w->nr_orphans < NR_ORPHANS)
-		w->orphan[w->nr_orphans++] = head;
+	if (!f->keep && w->nr_stranded < NR_STRANDED)
+		w->stranded[w->nr_stranded++] = head;
 }
 
 static void close_file(struct worker *w, struct file *f)
@@ -693,7 +693,7 @@ static void close_file(struct worker *w, struct file *f)
 		return;
 	for (h = 0; h < f->nr_huge; h++)
 		if (f->head[h] != NO_PFN)
-			wait_for_shot(f->head[h]);
+			wait_for_wild(f->head[h]);
 	if (one_in(w, 2)) {
 		munmap(f->map, file_len(f));
 		close(f->fd);
@@ -743,7 +743,7 @@ static unsigned long rather_lost(struct file *f, unsigned long idx)
 	unsigned long i, first = idx - idx % f->nr_raw;
 
 	for (i = 0; i < f->nr_raw; i++)
-		if (standing_of(pfn_of(f, first + (idx + i) % f->nr_raw)) == LOST)
+		if (state_of(pfn_of(f, first + (idx + i) % f->nr_raw)) == LOST)
 			return first + (idx + i) % f->nr_raw;
 	return idx;
 }
@@ -774,15 +774,15 @@ static int shoot(enum how how, char *addr, unsigned long pfn)
 	case BY_SCRUB:
 		/* A worker of the kernel deals with it; nobody else does anything. */
 		before = mf_stat("total");
-		ledger->for_ever = true;
-		mce_scrub(ledger->monitor, pfn);
+		undo->mce_seen = true;
+		mce_scrub(undo->monitor, pfn);
 		ret = wait_until(mf_stat("total") != before, 2000) ? 0 : -ETIMEDOUT;
 		break;
 	}
 	bus.injecting = false;
 	bus.expected = 0;
 	if (ret != -EFAULT && ret != -ENOMEM)
-		atomic_fetch_add(&book->nr_hits, 1);
+		atomic_fetch_add(&st->nr_hits, 1);
 	return ret;
 }
 
@@ -794,7 +794,7 @@ static bool was_hit(int ret)
 
 static enum how any_how(struct worker *w)
 {
-	if (book->real)
+	if (st->real)
 		return one_in(w, 4) ? BY_SCRUB : BY_MCE;
 	return one_in(w, 2) ? BY_MADVISE : BY_PFN;
 }
@@ -806,24 +806,24 @@ static enum how any_how(struct worker *w)
 static bool hit(struct worker *w, struct file *f, unsigned long idx, enum how how)
 {
 	unsigned long pfn = pfn_of(f, idx);
-	enum standing before;
+	enum page_state before;
 	bool again, mapped;
 	int ret, want = 0;
 
-	wait_for_shot(f->head[idx / f->nr_raw]);
-	before = standing(f, idx);
+	wait_for_wild(f->head[idx / f->nr_raw]);
+	before = state_in(f, idx);
 	mapped = mapped_pfn(page_of(f, idx)) == pfn;
-	again = standing_of(pfn) == LOST;
+	again = state_of(pfn) == LOST;
 	if (again && how == BY_SCRUB)
 		return false;
-	if (!again && !change_standing(pfn, HEALTHY, HIT))
+	if (!again && !change_state(pfn, HEALTHY, HIT))
 		return false;
 
 	ret = shoot(how, page_of(f, idx), pfn);
 	if (!again && was_hit(ret))
-		book_lost(pfn);
+		set_lost(pfn);
 	else if (!again)
-		change_standing(pfn, HIT, HEALTHY);
+		change_state(pfn, HIT, HEALTHY);
 
 	if (!f->keep) {
 		if (!was_hit(ret) && !(ret == -EFAULT && how == BY_MADVISE && before == LOST))
@@ -860,7 +860,7 @@ static bool hit_moving(struct worker *w, struct file *f, unsigned long idx)
 	unsigned int tries;
 	int ret;
 
-	if (!f->keep || standing(f, idx) != HEALTHY)
+	if (!f->keep || state_in(f, idx) != HEALTHY)
 		return false;
 	ret = shoot(BY_MADVISE, page_of(f, idx), NO_PFN);
 	for (tries = 0; tries < 100 && pfn == NO_PFN; tries++) {
@@ -868,20 +868,20 @@ static bool hit_moving(struct worker *w, struct file *f, unsigned long idx)
 		if (pfn == NO_PFN)
 			usleep(1000);
 	}
-	tally(&book->deed[DEED_HIT_MOVING], !ret);
+	tally(&st->change[CHANGE_HIT_MOVING], !ret);
 	if (ret || pfn == NO_PFN) {
 		fail(w, "losing a page of a hugepage that may move: %d, now %#lx", ret, pfn);
 		return false;
 	}
 	f->head[idx / f->nr_raw] = pfn - idx % f->nr_raw;
 	note_hugepage(pfn - idx % f->nr_raw, f->nr_raw);
-	book_lost(pfn);
+	set_lost(pfn);
 	return true;
 }
 
 static void op_lose(struct worker *w)
 {
-	unsigned int nr = 1 + below(w, book->real ? 6 : book->moving ? 2 : 24);
+	unsigned int nr = 1 + below(w, st->real ? 6 : st->moving ? 2 : 24);
 	struct file *f = any_file(w);
 	unsigned long h, idx;
 
@@ -889,9 +889,9 @@ static void op_lose(struct worker *w)
 		return;
 	if (!f->keep)
 		nr = 1 + nr / 4;
-	while (nr-- && !book->stop) {
+	while (nr-- && !st->stop) {
 		idx = h * f->nr_raw + below(w, f->nr_raw);
-		if (book->moving ? hit_moving(w, f, idx) : hit(w, f, idx, any_how(w)))
+		if (st->moving ? hit_moving(w, f, idx) : hit(w, f, idx, any_how(w)))
 			did(w);
 	}
 }
@@ -904,7 +904,7 @@ static void op_lose_again(struct worker *w)
 	if (!f)
 		return;
 	idx = rather_lost(f, idx);
-	if (standing_of(pfn_of(f, idx)) == LOST)
+	if (state_of(pfn_of(f, idx)) == LOST)
 		did(w);
 	hit(w, f, idx, any_how(w));
 }
@@ -920,7 +920,7 @@ static void op_create(struct worker *w)
 
 	if (f->fd >= 0)
 		return;
-	if (!open_file(w, f, book->real || !one_in(w, 4), 1 + below(w, MAX_HUGE)))
+	if (!open_file(w, f, st->real || !one_in(w, 4), 1 + below(w, MAX_HUGE)))
 		return;
 	for (h = 0; h < f->nr_huge; h++)
 		if (!one_in(w, 4) && fill_in(w, f, h))
@@ -945,8 +945,8 @@ static void op_write(struct worker *w)
 
 	if (!any_huge(w, f, &h))
 		return;
-	for (; nr && !book->stop; nr--) {
-		enum standing before;
+	for (; nr && !st->stop; nr--) {
+		enum page_state before;
 		bool ok;
 
 		idx = h * f->nr_raw + below(w, f->nr_raw);
@@ -966,7 +966,7 @@ static void op_write(struct worker *w)
 static void read_page(struct worker *w, struct file *f, unsigned long idx, char *map,
 		      bool fresh)
 {
-	enum standing before = prepare(f, idx);
+	enum page_state before = prepare(f, idx);
 	char *page = map + idx * psize();
 	bool ok = copy(w->buf, page, psize());
 
@@ -982,7 +982,7 @@ static void op_read(struct worker *w)
 	struct file *f;
 	unsigned long idx;
 
-	for (; nr && !book->stop; nr--) {
+	for (; nr && !st->stop; nr--) {
 		f = any_page(w, &idx);
 		if (f)
 			read_page(w, f, idx, f->map, false);
@@ -1020,7 +1020,7 @@ static void op_pread(struct worker *w)
 {
 	unsigned long idx, i, nr = 1 + below(w, 4);
 	struct file *f = any_page(w, &idx);
-	enum standing before[4];
+	enum page_state before[4];
 	bool moved = false;
 	ssize_t want, got;
 
@@ -1030,13 +1030,13 @@ static void op_pread(struct worker *w)
 		idx = rather_lost(f, idx);
 	nr = nr < f->nr_raw - idx % f->nr_raw ? nr : f->nr_raw - idx % f->nr_raw;
 	for (i = 0; i < nr; i++)
-		before[i] = standing_of(pfn_of(f, idx + i));
+		before[i] = state_of(pfn_of(f, idx + i));
 	errno = 0;
 	got = pread(f->fd, w->buf, nr * psize(), idx * psize());
 	if (got < 0)
 		got = -errno;
 	for (want = 0, i = 0; i < nr; i++) {
-		moved |= standing_of(pfn_of(f, idx + i)) != before[i] || before[i] == HIT;
+		moved |= state_of(pfn_of(f, idx + i)) != before[i] || before[i] == HIT;
 		if (before[i] == LOST)
 			break;
 		want += psize();
@@ -1057,7 +1057,7 @@ static void op_populate(struct worker *w)
 {
 	int advice = one_in(w, 2) ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
 	struct file *f = any_file(w);
-	enum standing before, after;
+	enum page_state before, after;
 	bool fresh = one_in(w, 2);
 	unsigned long h;
 	int ret;
@@ -1066,9 +1066,9 @@ static void op_populate(struct worker *w)
 		return;
 	if (fresh)
 		madvise(f->map + h * f->size, f->size, MADV_DONTNEED);
-	before = standing_of_all(f->head[h], f->nr_raw);
+	before = state_of_all(f->head[h], f->nr_raw);
 	ret = madvise(f->map + h * f->size, f->size, advice) ? -errno : 0;
-	after = standing_of_all(f->head[h], f->nr_raw);
+	after = state_of_all(f->head[h], f->nr_raw);
 	if (ret && (f->keep || (before == HEALTHY && after == HEALTHY)))
 		fail(w, "populating: %s", strerror(-ret));
 	/* An error that hits while it is isolated leaves it mapped. */
@@ -1085,7 +1085,7 @@ static void op_private(struct worker *w)
 {
 	unsigned long idx, pfn, shared;
 	struct file *f = any_page(w, &idx);
-	enum standing before, after;
+	enum page_state before, after;
 	uint64_t since = now_ns();
 	char *map, *page;
 	bool ok;
@@ -1101,17 +1101,17 @@ static void op_private(struct worker *w)
 	}
 	page = map + idx * psize();
 	shared = f->head[idx / f->nr_raw];
-	before = standing_of_all(shared, f->nr_raw);
+	before = state_of_all(shared, f->nr_raw);
 	memset(w->buf, 0x5a, psize());
 	bus.code = 0;
 	ok = copy(page, w->buf, psize());
-	after = standing_of_all(shared, f->nr_raw);
+	after = state_of_all(shared, f->nr_raw);
 	if (!ok && before == HEALTHY && after == HEALTHY)
 		fail(w, "SIGBUS %d for a copy of a healthy hugepage", bus.code);
 	if (ok && before == LOST && after == LOST)
 		fail(w, "hugepage %#lx with lost pages was copied", shared);
 	if (!ok && f->keep && bus.code == BUS_MCEERR_AR &&
-	    standing_of(shared + idx % f->nr_raw) == HEALTHY)
+	    state_of(shared + idx % f->nr_raw) == HEALTHY)
 		fail(w, "a copy says that healthy page %#lx is lost",
 		     shared + idx % f->nr_raw);
 	pfn = ok ? mapped_pfn(page) : NO_PFN;
@@ -1121,19 +1121,19 @@ static void op_private(struct worker *w)
 		const unsigned long head = pfn - idx % f->nr_raw;
 
 		check_fresh(w, head, f->nr_raw, since);
-		wait_for_shot(head);
+		wait_for_wild(head);
 		/*
-		 * The copy is ordinary memory, for which the file's policy isn't: it
-		 * may all be gone with another's shot.
+		 * The copy is private memory, to which the file's policy doesn't apply:
+		 * another worker's error may have taken all of it.
 		 */
-		if (one_in(w, 2) && !book->real &&
-		    standing_of_all(head, f->nr_raw) == HEALTHY &&
-		    change_standing(pfn, HEALTHY, HIT)) {
+		if (one_in(w, 2) && !st->real &&
+		    state_of_all(head, f->nr_raw) == HEALTHY &&
+		    change_state(pfn, HEALTHY, HIT)) {
 			ret = shoot(BY_MADVISE, page, pfn);
 			if (!was_hit(ret))
 				fail(w, "losing a private page: %d", ret);
 			else
-				book_lost(pfn);
+				set_lost(pfn);
 			if (mapped_pfn(page) == pfn && !ret)
 				fail(w, "lost private page %#lx is still mapped", pfn);
 		}
@@ -1152,7 +1152,7 @@ static void op_punch(struct worker *w)
 
 	if (!any_huge(w, f, &h))
 		return;
-	wait_for_shot(f->head[h]);
+	wait_for_wild(f->head[h]);
 	if (punch_file(f, h * f->size, f->size))
 		fail(w, "punching a hugepage: %s", strerror(errno));
 	leave(w, f, h);
@@ -1171,10 +1171,10 @@ static void op_punch_part(struct worker *w)
 	nr = nr < f->nr_raw - idx % f->nr_raw ? nr : f->nr_raw - idx % f->nr_raw;
 	if (nr == f->nr_raw)
 		return;
-	wait_for_shot(f->head[idx / f->nr_raw]);
+	wait_for_wild(f->head[idx / f->nr_raw]);
 	for (i = 0; i < nr; i++) {
-		lost |= standing_of(pfn_of(f, idx + i)) == LOST;
-		moved |= standing_of(pfn_of(f, idx + i)) == HIT;
+		lost |= state_of(pfn_of(f, idx + i)) == LOST;
+		moved |= state_of(pfn_of(f, idx + i)) == HIT;
 	}
 	ret = punch_file(f, idx * psize(), nr * psize());
 	if (!moved && ret != (lost ? -EIO : 0))
@@ -1195,7 +1195,7 @@ static void op_truncate(struct worker *w)
 	nr = below(w, f->nr_huge);
 	for (h = nr; h < f->nr_huge; h++)
 		if (f->head[h] != NO_PFN) {
-			wait_for_shot(f->head[h]);
+			wait_for_wild(f->head[h]);
 			did(w);
 		}
 	if (ftruncate(f->fd, nr * f->size) || ftruncate(f->fd, file_len(f)))
@@ -1253,7 +1253,7 @@ static bool make_pin(struct worker *w, struct file *f, unsigned long h, struct p
 	char *map = f->map + h * f->size;
 	struct iovec iov = { .iov_base = map, .iov_len = 8 * psize() };
 	unsigned long nr = one_in(w, 2) ? f->nr_raw : 1 + below(w, f->nr_raw);
-	enum standing before, after;
+	enum page_state before, after;
 	ssize_t ret;
 
 	p->is_ring = one_in(w, 2);
@@ -1265,9 +1265,9 @@ static bool make_pin(struct worker *w, struct file *f, unsigned long h, struct p
 			fail(w, "io_uring_setup: %s", strerror(errno));
 			return false;
 		}
-		before = standing_of_all(p->head, f->keep ? nr : f->nr_raw);
+		before = state_of_all(p->head, f->keep ? nr : f->nr_raw);
 		ret = register_buffer(&p->ring, map, nr * psize()) ? -errno : 0;
-		after = standing_of_all(p->head, f->keep ? nr : f->nr_raw);
+		after = state_of_all(p->head, f->keep ? nr : f->nr_raw);
 		if (ret && before == HEALTHY && after == HEALTHY)
 			fail(w, "can't pin healthy pages: %zd", ret);
 		if (!ret && f->keep && before == LOST)
@@ -1280,9 +1280,9 @@ static bool make_pin(struct worker *w, struct file *f, unsigned long h, struct p
 		return false;
 	nr = below(w, f->nr_raw - 8);
 	iov.iov_base = map + nr * psize();
-	before = standing_of(p->head + nr);
+	before = state_of(p->head + nr);
 	ret = vmsplice(p->pipe[1], &iov, 1, SPLICE_F_NONBLOCK);
-	after = standing_of(p->head + nr);
+	after = state_of(p->head + nr);
 	if (f->keep && ret <= 0 && before == HEALTHY && after == HEALTHY)
 		fail(w, "can't splice healthy page %#lx: %s", p->head + nr, strerror(errno));
 	if (f->keep && ret > 0 && before == LOST)
@@ -1324,7 +1324,7 @@ static void op_unpin(struct worker *w)
 
 	if (!p->used)
 		return;
-	wait_for_shot(p->head);
+	wait_for_wild(p->head);
 	release_pin(p);
 	did(w);
 }
@@ -1340,18 +1340,18 @@ static void op_lose_pinned(struct worker *w)
 
 	if (!p->used)
 		return;
-	wait_for_shot(p->head);
-	for (; nr && !book->stop; nr--) {
+	wait_for_wild(p->head);
+	for (; nr && !st->stop; nr--) {
 		pfn = p->head + below(w, p->nr_raw);
-		again = standing_of(pfn) == LOST;
-		if (!again && !change_standing(pfn, HEALTHY, HIT))
+		again = state_of(pfn) == LOST;
+		if (!again && !change_state(pfn, HEALTHY, HIT))
 			continue;
 		ret = shoot(BY_PFN, NULL, pfn);
 		if (!again && was_hit(ret)) {
-			book_lost(pfn);
+			set_lost(pfn);
 			did(w);
 		} else if (!again) {
-			change_standing(pfn, HIT, HEALTHY);
+			change_state(pfn, HIT, HEALTHY);
 		}
 		if (!was_hit(ret) || (p->keep && ret != (again ? -EHWPOISON : 0)))
 			fail(w, "losing pinned page %#lx %s: %d", pfn, again ? "again" : "",
@@ -1365,7 +1365,7 @@ static void op_lose_pinned(struct worker *w)
 
 /*
  * Without a hugepage in the pool of @node a migration makes one in passing, and
- * frees the old one to the page allocator: accounts and wild shots don't expect that.
+ * frees the old one to the page allocator, which would upset the counts.
  */
 static bool node_has_room(int node, unsigned long size)
 {
@@ -1376,7 +1376,7 @@ static bool node_has_room(int node, unsigned long size)
 static void op_move(struct worker *w)
 {
 	struct file *f = any_file(w);
-	enum standing before, after;
+	enum page_state before, after;
 	unsigned long h, old, new;
 	uint64_t since;
 	int node;
@@ -1388,13 +1388,13 @@ static void op_move(struct worker *w)
 	if (node < 0)
 		return;
 	node = other_node(node);
-	if (node < 0 || (book->still && !node_has_room(node, f->size)))
+	if (node < 0 || (st->still && !node_has_room(node, f->size)))
 		return;
-	wait_for_shot(old);
-	before = standing_of_all(old, f->nr_raw);
+	wait_for_wild(old);
+	before = state_of_all(old, f->nr_raw);
 	since = now_ns();
 	move_page(f->map + h * f->size, node);
-	after = standing_of_all(old, f->nr_raw);
+	after = state_of_all(old, f->nr_raw);
 	new = mapped_pfn(f->map + h * f->size);
 	if (f->keep && before == LOST && new != old)
 		fail(w, "hugepage %#lx with lost pages was moved", old);
@@ -1429,10 +1429,10 @@ static int zero_lost(struct worker *w, struct file *f, unsigned long idx)
 	int ret, want = 0;
 	uint64_t since;
 
-	wait_for_shot(old);
+	wait_for_wild(old);
 	f->given_up[idx] = true;
 	for (i = 0; i < f->nr_raw; i++) {
-		if (standing_of(old + i) != LOST)
+		if (state_of(old + i) != LOST)
 			continue;
 		f->gen[first + i] = 0;
 		if (!f->given_up[first + i])
@@ -1445,7 +1445,7 @@ static int zero_lost(struct worker *w, struct file *f, unsigned long idx)
 		ret = fallocate(f->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
 				idx * psize(), psize()) ? -errno : 0;
 	while (ret == -EINTR);
-	if (ret == -ENOSPC && !want && (!book->still || f->size > SZ_2M))
+	if (ret == -ENOSPC && !want && (!st->still || f->size > SZ_2M))
 		return ret;
 	if (ret != want)
 		fail(w, "zeroing lost page %#lx: %d instead of %d", old + idx - first, ret,
@@ -1462,7 +1462,7 @@ static int zero_lost(struct worker *w, struct file *f, unsigned long idx)
 	}
 	f->head[h] = new;
 	if (f->size > SZ_2M)
-		book->nr_healed_1g++;
+		st->nr_healed_1g++;
 	check_fresh(w, new, f->nr_raw, since);
 	read_page(w, f, idx, f->map, false);
 	return 0;
@@ -1478,8 +1478,8 @@ static struct file *any_damaged(struct worker *w, unsigned long *idx)
 		return NULL;
 	*idx = rather_lost(f, *idx);
 	pool = pool_read(f->size);
-	if (standing_of(pfn_of(f, *idx)) != LOST ||
-	    (book->still && f->size == SZ_2M && pool.free - pool.resv <= MARGIN / 4))
+	if (state_of(pfn_of(f, *idx)) != LOST ||
+	    (st->still && f->size == SZ_2M && pool.free - pool.resv <= MARGIN / 4))
 		return NULL;
 	return f;
 }
@@ -1496,8 +1496,8 @@ static void op_heal(struct worker *w)
 		if (&w->file[i] != f)
 			close_file(w, &w->file[i]);
 	first = idx - idx % f->nr_raw;
-	for (i = first; i < first + f->nr_raw && !book->stop; i++) {
-		if (standing_of(pfn_of(f, i)) != LOST)
+	for (i = first; i < first + f->nr_raw && !st->stop; i++) {
+		if (state_of(pfn_of(f, i)) != LOST)
 			continue;
 		if (zero_lost(w, f, i))
 			continue;
@@ -1520,7 +1520,7 @@ static void op_soft_offline(struct worker *w)
 {
 	unsigned long h, idx, old, new = NO_PFN, pfn;
 	struct file *f = any_file(w);
-	enum standing before;
+	enum page_state before;
 	unsigned int tries;
 	uint64_t since;
 	int node, ret;
@@ -1532,20 +1532,20 @@ static void op_soft_offline(struct worker *w)
 	old = f->head[h];
 	pfn = pfn_of(f, idx);
 	node = move_page(f->map + h * f->size, -1);
-	if (book->still && (node < 0 || !node_has_room(node, f->size)))
+	if (st->still && (node < 0 || !node_has_room(node, f->size)))
 		return;
-	wait_for_shot(old);
-	before = standing_of_all(old, f->nr_raw);
-	if (!change_standing(pfn, HEALTHY, HIT))
+	wait_for_wild(old);
+	before = state_of_all(old, f->nr_raw);
+	if (!change_state(pfn, HEALTHY, HIT))
 		return;
 	since = now_ns();
 	ret = madvise(page_of(f, idx), psize(), MADV_SOFT_OFFLINE) ? -errno : 0;
 	if (!ret) {
-		book_lost(pfn);
-		atomic_fetch_add(&book->nr_soft, 1);
+		set_lost(pfn);
+		atomic_fetch_add(&st->nr_soft, 1);
 		did(w);
 	} else {
-		change_standing(pfn, HIT, HEALTHY);
+		change_state(pfn, HIT, HEALTHY);
 	}
 	/* Map what is there now. It may be on its way somewhere else again. */
 	for (tries = 0; tries < 10 && new == NO_PFN; tries++) {
@@ -1590,9 +1590,9 @@ static bool give_back(unsigned long pfn)
 	bool given = false, pieces, well;
 
 	/* One after the other: two can't both have given back the same page. */
-	if (pthread_mutex_lock(&book->giving) == EOWNERDEAD)
-		pthread_mutex_consistent(&book->giving);
-	if (!book->idle && standing_of(pfn) != LOST)
+	if (pthread_mutex_lock(&st->giving) == EOWNERDEAD)
+		pthread_mutex_consistent(&st->giving);
+	if (!st->idle && state_of(pfn) != LOST)
 		goto unlock;
 	if (flags_of(pfn) & KPF_HUGE) {
 		nr = SZ_2M / psize();
@@ -1604,62 +1604,62 @@ static bool give_back(unsigned long pfn)
 			pfn &= ~(nr - 1);
 		}
 	}
-	/* Who was killed here has left it open whether they are lost. */
+	/* A worker killed between these steps leaves pages in BACK: lost or not. */
 	for (i = 0; i < nr; i++)
-		change_standing(pfn + i, BACK, HIT);
-	for (i = 0; i < nr && !book->idle; i++)
-		if (standing_of(pfn + i) == HIT)
+		change_state(pfn + i, BACK, HIT);
+	for (i = 0; i < nr && !st->idle; i++)
+		if (state_of(pfn + i) == HIT)
 			goto unlock;
 	for (i = 0; i < nr; i++)
-		change_standing(pfn + i, LOST, BACK);
+		change_state(pfn + i, LOST, BACK);
 	given = !unpoison(pfn);
 	/*
 	 * If a kept one has fallen to pieces meanwhile, only its first page was given
 	 * back, and the other lost ones are marked.  A surplus one falls to pieces because
 	 * all of it was given back.
 	 */
-	pieces = given && book->idle && nr > 1 && !(flags_of(pfn) & KPF_HUGE);
+	pieces = given && st->idle && nr > 1 && !(flags_of(pfn) & KPF_HUGE);
 	for (i = 0; i < nr; i++) {
-		if (standing_of(pfn + i) != BACK)
+		if (state_of(pfn + i) != BACK)
 			continue;
 		well = given && !(pieces && (flags_of(pfn + i) & KPF_HWPOISON));
-		if (change_standing(pfn + i, BACK, well ? HEALTHY : LOST) && well)
-			atomic_fetch_add(&book->nr_back, 1);
+		if (change_state(pfn + i, BACK, well ? HEALTHY : LOST) && well)
+			atomic_fetch_add(&st->nr_back, 1);
 	}
 unlock:
-	pthread_mutex_unlock(&book->giving);
+	pthread_mutex_unlock(&st->giving);
 	return given;
 }
 
-/* It takes a moment until a page has left its hugepage for good. */
+/* A page leaves its hugepage with a delay. */
 static bool give_back_at_last(unsigned long pfn)
 {
 	unsigned int tries;
 
-	for (tries = 0; tries < 500 && standing_of(pfn) == LOST; tries++)
+	for (tries = 0; tries < 500 && state_of(pfn) == LOST; tries++)
 		if (!give_back(pfn))
 			usleep(2000);
-	return standing_of(pfn) != LOST;
+	return state_of(pfn) != LOST;
 }
 
 static void op_give_back(struct worker *w)
 {
-	unsigned long nr_listed = book->nr_listed;
+	unsigned long nr_listed = st->nr_listed;
 	unsigned int nr = 16;
 	unsigned long pfn;
 	uint64_t flags;
 
-	if (book->still || !nr_listed)
+	if (st->still || !nr_listed)
 		return;
-	for (; nr && !book->stop; nr--) {
+	for (; nr && !st->stop; nr--) {
 		pfn = below(w, nr_listed < MAX_LISTED ? nr_listed : MAX_LISTED);
-		pfn = book->listed[pfn];
-		if (!pfn || standing_of(pfn) != LOST)
+		pfn = st->listed[pfn];
+		if (!pfn || state_of(pfn) != LOST)
 			continue;
 		flags = flags_of(pfn);
 		if (!(flags & KPF_HWPOISON) || (flags & (KPF_HUGE | KPF_COMPOUND_TAIL)))
 			continue;
-		/* Nobody has it any more, but who else gives it back. */
+		/* The page has no user, except others that give it back. */
 		if (give_back_at_last(pfn))
 			did(w);
 		else
@@ -1671,17 +1671,17 @@ static void op_adopt(struct worker *w)
 {
 	unsigned long head, i;
 
-	if (book->still || !w->nr_orphans)
+	if (st->still || !w->nr_stranded)
 		return;
-	head = w->orphan[--w->nr_orphans];
-	for (i = 0; i < w->size / psize() && standing_of(head + i) != LOST; i++)
+	head = w->stranded[--w->nr_stranded];
+	for (i = 0; i < w->size / psize() && state_of(head + i) != LOST; i++)
 		;
 	/* Pins may last longer. */
 	if (i < w->size / psize() && give_back(head + i))
 		did(w);
 }
 
-/* As long as a file holds it, nobody must be able to say that it is well. */
+/* Unpoisoning must be refused as long as a file holds the page. */
 static void op_give_back_in_use(struct worker *w)
 {
 	unsigned long idx;
@@ -1690,7 +1690,7 @@ static void op_give_back_in_use(struct worker *w)
 	if (!f || !f->keep)
 		return;
 	idx = rather_lost(f, idx);
-	if (standing_of(pfn_of(f, idx)) != LOST)
+	if (state_of(pfn_of(f, idx)) != LOST)
 		return;
 	if (unpoison(one_in(w, 2) ? pfn_of(f, idx) : f->head[idx / f->nr_raw]))
 		did(w);
@@ -1760,7 +1760,7 @@ static void *be_peer(void *arg)
 	struct peer *p = arg;
 	int fd;
 
-	/* The worker itself hears of errors that nobody has consumed. */
+	/* The worker itself gets the signals of unconsumed errors. */
 	prctl(PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0);
 	for (;;) {
 		sem_wait(&p->wake);
@@ -1794,7 +1794,7 @@ static void start_peers(struct worker *w)
 	pid_t pid;
 
 	for (i = 0; i < 2; i++) {
-		struct peer *p = &book->peer[w->nr][i];
+		struct peer *p = &st->peer[w->nr][i];
 
 		memset(p, 0, sizeof(*p));
 		sem_init(&p->wake, 1, 0);
@@ -1822,7 +1822,7 @@ static void stop_peers(struct worker *w)
 	}
 }
 
-/* What an error races with, and how. */
+/* The races of an error with another operation */
 static const struct race {
 	enum act act;
 	bool plain;		/* also in plain files */
@@ -1888,11 +1888,11 @@ static pid_t leave_to_child(struct worker *w, struct file *f)
 }
 
 /* One error in a hugepage of a file of its own, and what happens meanwhile. */
-struct contest {
+struct race_run {
 	const struct race *race;
 	struct peer *peer;
 	enum how how;
-	bool wild;		/* the shooter doesn't hold what it shoots at */
+	bool wild;		/* the injector doesn't hold the hugepage */
 	struct file f;
 	struct pin pin;
 	unsigned long head;
@@ -1901,7 +1901,7 @@ struct contest {
 	int ret;
 };
 
-static bool peer_is_last(struct contest *c)
+static bool peer_is_last(struct race_run *c)
 {
 	return c->race->act == ACT_UNPIN || c->race->act == ACT_KILL ||
 	       c->race->act == ACT_NONE ||
@@ -1909,17 +1909,17 @@ static bool peer_is_last(struct contest *c)
 }
 
 /* Does the peer lose a page, too? */
-static bool peer_loses(struct contest *c)
+static bool peer_loses(struct race_run *c)
 {
 	return c->race->act == ACT_HIT || c->race->act == ACT_SOFT_OFFLINE;
 }
 
-static bool peer_has_lost(struct contest *c)
+static bool peer_has_lost(struct race_run *c)
 {
 	return c->race->act == ACT_HIT ? was_hit(c->peer->ret) : !c->peer->ret;
 }
 
-static bool prepare_race(struct worker *w, struct contest *c)
+static bool prepare_race(struct worker *w, struct race_run *c)
 {
 	const struct race *r = c->race;
 	struct file *f = &c->f;
@@ -1933,8 +1933,8 @@ static bool prepare_race(struct worker *w, struct contest *c)
 	if (!fill_in(w, f, 0))
 		return false;
 	c->head = f->head[0];
-	/* Another's shot may have come with it. */
-	if (standing_of_all(c->head, f->nr_raw) != HEALTHY)
+	/* Another worker's error may have come with it. */
+	if (state_of_all(c->head, f->nr_raw) != HEALTHY)
 		return false;
 
 	p->act = r->act;
@@ -1961,27 +1961,27 @@ static bool prepare_race(struct worker *w, struct contest *c)
 	return true;
 }
 
-static void run_race(struct worker *w, struct contest *c)
+static void run_race(struct worker *w, struct race_run *c)
 {
 	unsigned long delay = one_in(w, 8) ? 0 : below(w, 20000);
 	bool peer_is_late = one_in(w, 2);
 	struct peer *p = c->peer;
 	struct file *f = &c->f;
 
-	if (!change_standing(c->head + c->idx, HEALTHY, HIT))
+	if (!change_state(c->head + c->idx, HEALTHY, HIT))
 		fail(w, "somebody else hits page %#lx", c->head + c->idx);
 	if (peer_loses(c) && c->other != c->idx)
-		change_standing(c->head + c->other, HEALTHY, HIT);
+		change_state(c->head + c->other, HEALTHY, HIT);
 	if (c->wild) {
-		atomic_fetch_add(&book->nr_wild, 1);
+		atomic_fetch_add(&st->nr_wild, 1);
 		__atomic_store_n(&region_of(c->head)->wild, 1, __ATOMIC_SEQ_CST);
 	} else if (c->race->gone) {
-		atomic_fetch_add(&book->nr_loose, 1);
+		atomic_fetch_add(&st->nr_loose, 1);
 	}
 
 	if (p->act != ACT_NONE) {
 		sem_post(&p->wake);
-		while (!p->ready && !book->stop)
+		while (!p->ready && !st->stop)
 			sched_yield();
 	}
 	if (peer_is_last(c)) {
@@ -2007,44 +2007,44 @@ static void run_race(struct worker *w, struct contest *c)
 		f->fd = -1;
 }
 
-/* Which pages were lost?  By address, that is the one which is mapped there now. */
-static void book_race(struct contest *c)
+/* Record the pages that were lost: by address, the one that is mapped there now. */
+static void record_race(struct race_run *c)
 {
 	unsigned long new = c->f.fd < 0 ? NO_PFN : mapped_pfn(c->f.map);
 	unsigned long pfn = c->head + c->idx;
 
 	if (!was_hit(c->ret)) {
 		if (!peer_loses(c) || c->other != c->idx || !peer_has_lost(c))
-			change_standing(pfn, HIT, HEALTHY);
+			change_state(pfn, HIT, HEALTHY);
 	} else if (c->how == BY_MADVISE && new != NO_PFN && new != c->head) {
-		change_standing(pfn, HIT, HEALTHY);
+		change_state(pfn, HIT, HEALTHY);
 		note_hugepage(new, c->f.nr_raw);
-		book_lost(new + c->idx);
+		set_lost(new + c->idx);
 	} else {
-		book_lost(pfn);
+		set_lost(pfn);
 	}
 
 	pfn = c->head + c->other;
 	if (peer_loses(c) && peer_has_lost(c)) {
-		if (c->race->act == ACT_SOFT_OFFLINE && standing_of(pfn) != LOST)
-			atomic_fetch_add(&book->nr_soft, 1);
-		book_lost(pfn);
+		if (c->race->act == ACT_SOFT_OFFLINE && state_of(pfn) != LOST)
+			atomic_fetch_add(&st->nr_soft, 1);
+		set_lost(pfn);
 	} else if (peer_loses(c) && c->other != c->idx) {
-		change_standing(pfn, HIT, HEALTHY);
+		change_state(pfn, HIT, HEALTHY);
 	}
 
 	if (c->wild) {
-		book->shot_ns = now_ns();
-		region_of(c->head)->shot_ns = book->shot_ns;
+		st->wild_ns = now_ns();
+		region_of(c->head)->wild_ns = st->wild_ns;
 		__atomic_store_n(&region_of(c->head)->wild, 0, __ATOMIC_SEQ_CST);
-		atomic_fetch_sub(&book->nr_wild, 1);
+		atomic_fetch_sub(&st->nr_wild, 1);
 	} else if (c->race->gone) {
-		atomic_fetch_sub(&book->nr_loose, 1);
+		atomic_fetch_sub(&st->nr_loose, 1);
 	}
 }
 
-/* Was each of them told what it should be? */
-static bool race_was_right(struct contest *c)
+/* Check the results of both sides. */
+static bool race_was_right(struct race_run *c)
 {
 	int ret = c->ret, other = c->peer->ret;
 
@@ -2075,7 +2075,7 @@ static bool race_was_right(struct contest *c)
 }
 
 /* (Of moving, the peer knows to which node.) */
-static bool peer_has_failed(struct contest *c)
+static bool peer_has_failed(struct race_run *c)
 {
 	switch (c->race->act) {
 	case ACT_NONE:
@@ -2089,8 +2089,8 @@ static bool peer_has_failed(struct contest *c)
 	}
 }
 
-/* What is in the file when the race is over? */
-static void look_again(struct worker *w, struct contest *c)
+/* Look at the contents of the file when the race is over. */
+static void look_again(struct worker *w, struct race_run *c)
 {
 	struct file *f = &c->f;
 
@@ -2111,7 +2111,7 @@ static void look_again(struct worker *w, struct contest *c)
 static void op_race(struct worker *w)
 {
 	const struct race *r = &races[below(w, ARRAY_SIZE(races))];
-	struct contest c = {
+	struct race_run c = {
 		.race = r,
 		.peer = w->peer[r->thread ? 0 : below(w, 2)],
 		.how = BY_MADVISE,
@@ -2120,29 +2120,29 @@ static void op_race(struct worker *w)
 
 	if (r->by_pfn && (!r->by_madvise || one_in(w, 2)))
 		c.how = BY_PFN;
-	if (book->real && (!r->by_pfn || r->act == ACT_HIT))
+	if (st->real && (!r->by_pfn || r->act == ACT_HIT))
 		return;
-	if (book->real && r->act == ACT_COPY && !book->copy_recovers)
+	if (st->real && r->act == ACT_COPY && !st->copy_recovers)
 		return;
-	if (book->real)
+	if (st->real)
 		c.how = BY_SCRUB;
 	/* It must still be a hugepage when it is hit, if only one in the pool. */
 	c.wild = r->gone && c.how != BY_MADVISE;
-	if (c.wild && !book->still)
+	if (c.wild && !st->still)
 		return;
 
-	if (!open_file(w, &c.f, book->real || !r->plain || !one_in(w, 4), 1))
+	if (!open_file(w, &c.f, st->real || !r->plain || !one_in(w, 4), 1))
 		return;
 	if (prepare_race(w, &c)) {
 		run_race(w, &c);
-		book_race(&c);
+		record_race(&c);
 		if (!race_was_right(&c))
 			fail(w, "error %d in page %#lx against %d by %s in %#lx: %d, %d", c.how,
 			     c.head + c.idx, r->act, c.peer->is_process ? "process" : "thread",
 			     c.head + c.other, c.ret, c.peer->ret);
 		if (was_hit(c.ret) && !peer_has_failed(&c))
 			did(w);
-		tally(&book->race[r->act], w->effect);
+		tally(&st->race[r->act], w->effect);
 		if (c.f.fd >= 0)
 			look_again(w, &c);
 	}
@@ -2156,7 +2156,7 @@ static void op_race(struct worker *w)
 }
 
 /*
- * Who is at work
+ * The operations of the workers
  */
 
 static const struct op ops[] = {
@@ -2194,10 +2194,10 @@ static const struct op *any_op(struct worker *w)
 	const struct op *op;
 
 	for (op = ops; op->name; op++)
-		sum += book->real ? op->weight_real : op->weight;
+		sum += st->real ? op->weight_real : op->weight;
 	n = below(w, sum);
 	for (op = ops; op->name; op++) {
-		sum = book->real ? op->weight_real : op->weight;
+		sum = st->real ? op->weight_real : op->weight;
 		if (n < sum)
 			break;
 		n -= sum;
@@ -2212,13 +2212,13 @@ static void spread(unsigned int nr)
 
 	CPU_ZERO(&one);
 	CPU_SET(nr % sysconf(_SC_NPROCESSORS_ONLN), &one);
-	if (!book->real)
+	if (!st->real)
 		sched_setaffinity(0, sizeof(one), &one);
 }
 
 static void join_cgroup(void)
 {
-	if (book->has_group && !write_group(GROUP, "cgroup.procs", "0"))
+	if (st->has_group && !write_group(GROUP, "cgroup.procs", "0"))
 		fail(NULL, "can't join the cgroup");
 }
 
@@ -2241,7 +2241,7 @@ static void be_worker(unsigned int nr)
 	struct worker w = {
 		.nr = nr,
 		.op = "start",
-		.size = book->giant && !nr ? SZ_1G : SZ_2M,
+		.size = st->giant && !nr ? SZ_1G : SZ_2M,
 	};
 	const struct op *op;
 	unsigned int i;
@@ -2257,20 +2257,20 @@ static void be_worker(unsigned int nr)
 	start_peers(&w);
 	spread(nr);
 
-	if (w.size > SZ_2M && book->still)
+	if (w.size > SZ_2M && st->still)
 		heal_first(&w);
-	for (w.step = 0; !book->stop; w.step++) {
-		w.random = mix(book->seed ^ mix(book->round << 40 | (uint64_t)nr << 32 | w.step));
+	for (w.step = 0; !st->stop; w.step++) {
+		w.random = mix(st->seed ^ mix(st->round << 40 | (uint64_t)nr << 32 | w.step));
 		op = any_op(&w);
 		w.op = op->name;
 		w.effect = false;
-		enter_world(op->alone);
+		enter_step(op->alone);
 		find_again(&w);
-		if (!book->moving || op->moving) {
+		if (!st->moving || op->moving) {
 			op->run(&w);
-			tally(&book->op[op - ops], w.effect);
+			tally(&st->op[op - ops], w.effect);
 		}
-		leave_world();
+		leave_step();
 	}
 
 	for (i = 0; i < NR_FILES; i++)
@@ -2286,26 +2286,26 @@ static void be_worker(unsigned int nr)
 static void be_flags_checker(void)
 {
 	const uint64_t bad = KPF_IN_USE | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
-	uint64_t random = mix(book->seed ^ book->round);
+	uint64_t random = mix(st->seed ^ st->round);
 	unsigned int tries, seen;
 	unsigned long pfn, nr;
 	uint64_t flags;
 
-	while (!book->stop) {
-		nr = book->nr_listed;
+	while (!st->stop) {
+		nr = st->nr_listed;
 		if (!nr) {
 			usleep(1000);
 			continue;
 		}
 		random = mix(random);
-		pfn = book->listed[random % (nr < MAX_LISTED ? nr : MAX_LISTED)];
-		for (tries = seen = 0; tries < 2500 && !book->stop; tries++) {
-			if (!pfn || standing_of(pfn) != LOST)
+		pfn = st->listed[random % (nr < MAX_LISTED ? nr : MAX_LISTED)];
+		for (tries = seen = 0; tries < 2500 && !st->stop; tries++) {
+			if (!pfn || state_of(pfn) != LOST)
 				break;
-			enter_world(false);
+			enter_step(false);
 			flags = flags_of(pfn);
-			leave_world();
-			if (standing_of(pfn) != LOST)
+			leave_step();
+			if (state_of(pfn) != LOST)
 				break;
 			/* It takes two looks to be sure, for one isn't atomic. */
 			if ((flags & KPF_BUDDY) && seen++) {
@@ -2316,7 +2316,7 @@ static void be_flags_checker(void)
 				continue;
 			if ((flags & KPF_HWPOISON) && ((flags & KPF_HUGE) || !(flags & bad)))
 				break;
-			/* On its way from the one to the other. */
+			/* The hugepage is on its way between the two. */
 			usleep(2000);
 		}
 		if (tries == 2500)
@@ -2346,8 +2346,8 @@ static void allocate(const char *kind, int fd, bool huge)
 			break;
 		for (i = 0; i < nr; i++) {
 			pfn = PAGEMAP_PFN(entries[i]);
-			if (PAGEMAP_PRESENT(entries[i]) && pfn < book->nr_pages &&
-			    (standing_of(pfn) == LOST || standing_of(pfn) == ALIEN))
+			if (PAGEMAP_PRESENT(entries[i]) && pfn < st->nr_pages &&
+			    (state_of(pfn) == LOST || state_of(pfn) == ALIEN))
 				fail(NULL, "lost page %#lx is part of %s", pfn, kind);
 		}
 	}
@@ -2358,16 +2358,16 @@ static void be_memory_checker(void)
 {
 	int fd;
 
-	while (!book->stop) {
-		enter_world(false);
+	while (!st->stop) {
+		enter_step(false);
 		allocate("anonymous memory", -1, false);
 		allocate("anonymous memory", -1, true);
 		fd = memfd_create("hugetlb-mfr-stress", 0);
 		if (fd >= 0 && !ftruncate(fd, 4 * SZ_2M))
 			allocate("the page cache", fd, false);
 		close(fd);
-		leave_world();
-		usleep(book->real ? 200000 : 10000);
+		leave_step();
+		usleep(st->real ? 200000 : 10000);
 	}
 }
 
@@ -2375,8 +2375,8 @@ static void be_memory_checker(void)
  * Rounds
  */
 
-/* What a look at all memory brings. */
-struct census {
+/* The result of a scan of all memory */
+struct scan {
 	unsigned long nr_huge;		/* raw pages in hugepages */
 	unsigned long nr_lost;
 	unsigned long nr_open;		/* being hit when their worker was killed */
@@ -2385,19 +2385,19 @@ struct census {
 	unsigned long last_offlined;
 };
 
-/* What the book and the kernel say of one page when nobody is at work any more. */
-static void count_page(struct census *c, unsigned long pfn, uint64_t flags)
+/* Compare the recorded state of a page with the kernel's, when all workers are gone. */
+static void count_page(struct scan *c, unsigned long pfn, uint64_t flags)
 {
 	bool huge = flags & KPF_HUGE, bad = flags & KPF_HWPOISON;
-	enum standing s = standing_of(pfn);
+	enum page_state s = state_of(pfn);
 	unsigned long id;
 
 	if (s == HIT || s == BACK) {
 		c->nr_open++;
 		if (bad && s == HIT)
-			book_lost(pfn);
+			set_lost(pfn);
 		s = bad ? LOST : HEALTHY;
-		page_book[pfn] = s;
+		page_states[pfn] = s;
 	}
 	if (s == LOST && !bad)
 		fail(NULL, "lost page %#lx looks healthy: %#lx", pfn, flags);
@@ -2405,7 +2405,7 @@ static void count_page(struct census *c, unsigned long pfn, uint64_t flags)
 		fail(NULL, "lost page %#lx is in use: %#lx", pfn, flags);
 	if (s == HEALTHY && bad && !huge) {
 		c->nr_unknown++;
-		book_lost(pfn);
+		set_lost(pfn);
 		s = LOST;
 	}
 	if (s != LOST)
@@ -2420,7 +2420,7 @@ static void count_page(struct census *c, unsigned long pfn, uint64_t flags)
 }
 
 /* Look at all memory, or in short at what were hugepages in this test. */
-static void count_pages(struct census *c, bool first, bool all)
+static void count_pages(struct scan *c, bool first, bool all)
 {
 	const unsigned long nr = SZ_2M / psize();
 	uint64_t *flags = calloc(nr, sizeof(*flags));
@@ -2428,7 +2428,7 @@ static void count_pages(struct census *c, bool first, bool all)
 
 	memset(c, 0, sizeof(*c));
 	c->last_offlined = -1UL;
-	for (start = 0; start + nr <= book->nr_pages; start += nr) {
+	for (start = 0; start + nr <= st->nr_pages; start += nr) {
 		bool look = all || region_of(start)->seen;
 
 		if (!read_kpageflags(start, look ? nr : 1, flags))
@@ -2439,15 +2439,15 @@ static void count_pages(struct census *c, bool first, bool all)
 			if (!first)
 				count_page(c, start + i, flags[i]);
 			else if (flags[i] & KPF_HWPOISON)
-				page_book[start + i] = ALIEN;
+				page_states[start + i] = ALIEN;
 	}
 	free(flags);
 }
 
 static unsigned long next_lost(unsigned long pfn)
 {
-	while (pfn < book->nr_pages && page_book[pfn] != LOST && page_book[pfn] != HIT &&
-	       page_book[pfn] != BACK)
+	while (pfn < st->nr_pages && page_states[pfn] != LOST && page_states[pfn] != HIT &&
+	       page_states[pfn] != BACK)
 		pfn++;
 	return pfn;
 }
@@ -2464,7 +2464,7 @@ static unsigned long nr_pooled(void)
 {
 	unsigned long nr = pool_get(SZ_2M, "nr_hugepages") * (SZ_2M / psize());
 
-	if (book->giant)
+	if (st->giant)
 		nr += pool_get(SZ_1G, "nr_hugepages") * (SZ_1G / psize());
 	return nr;
 }
@@ -2475,7 +2475,7 @@ static unsigned long nr_seen(void)
 	const unsigned long nr = SZ_2M / psize();
 	unsigned long pfn, sum = 0;
 
-	for (pfn = 0; pfn + nr <= book->nr_pages; pfn += nr)
+	for (pfn = 0; pfn + nr <= st->nr_pages; pfn += nr)
 		if (flags_of(pfn) & KPF_HUGE)
 			sum += nr;
 	return sum;
@@ -2492,14 +2492,14 @@ static void wait_for_rest(void)
 	unsigned int tries;
 
 	for (tries = 0; tries < 500; tries++) {
-		if (pool_is_at_rest(SZ_2M) && (!book->giant || pool_is_at_rest(SZ_1G))) {
-			/* Who sets the size of a pool waits for the worker that frees. */
+		if (pool_is_at_rest(SZ_2M) && (!st->giant || pool_is_at_rest(SZ_1G))) {
+			/* Setting the size of a pool waits for the worker that frees. */
 			pool_set(SZ_2M, "nr_hugepages",
 				 pool_get(SZ_2M, "nr_hugepages"));
 			if (nr_seen() == nr_pooled())
 				return;
 		}
-		for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
+		for (pfn = next_lost(0); !undo->mce_seen && pfn < st->nr_pages;
 		     pfn = next_lost(pfn + 1))
 			if (flags_of(pfn) & KPF_HUGE)
 				give_back(pfn);
@@ -2520,9 +2520,9 @@ static void drain(unsigned long pfn)
 	snprintf(addr, sizeof(addr), "0x%lx\n", pfn * psize());
 	fd = open(SOFT_OFFLINE_PAGE, O_WRONLY);
 	if (fd >= 0 && write(fd, addr, strlen(addr)) > 0) {
-		book_lost(pfn);
-		atomic_fetch_add(&book->nr_soft, 1);
-		if (!ledger->for_ever)
+		set_lost(pfn);
+		atomic_fetch_add(&st->nr_soft, 1);
+		if (!undo->mce_seen)
 			give_back(pfn);
 	}
 	close(fd);
@@ -2541,11 +2541,11 @@ static unsigned long nr_missing(unsigned int round, unsigned long before,
 	unsigned long pfn, i, sum = 0;
 	uint64_t flags[512];
 
-	for (pfn = 0; pfn + nr <= book->nr_pages; pfn += nr) {
+	for (pfn = 0; pfn + nr <= st->nr_pages; pfn += nr) {
 		if (!region_of(pfn)->seen || nr > 512 || !read_kpageflags(pfn, nr, flags))
 			continue;
 		for (i = 0; i < nr; i++) {
-			if (standing_of(pfn + i) != HEALTHY ||
+			if (state_of(pfn + i) != HEALTHY ||
 			    (flags[i] & (KPF_BUDDY | KPF_IN_USE)))
 				continue;
 			*one_of_them = pfn + i;
@@ -2563,7 +2563,7 @@ static void check_cgroup(const char *name)
 	long usage = 0;
 	unsigned int i;
 
-	for (i = 0; book->has_group && i < 2; i++) {
+	for (i = 0; st->has_group && i < 2; i++) {
 		snprintf(path, sizeof(path), MOUNT GROUP "/hugetlb.%s.%s", sizes[i], name);
 		if (!wait_until(!read_long(path, &usage) || !usage, 10000))
 			fail(NULL, "%s is %ld", path, usage);
@@ -2580,28 +2580,28 @@ static long memory_charge(void)
 	return charge ? atol(charge + strlen("\nhugetlb ")) : -1;
 }
 
-/* Its statistics take two seconds. */
+/* The statistics of a memory cgroup take two seconds. */
 static void check_memory_cgroup(void)
 {
-	if (book->counts_memory && !wait_until(!memory_charge(), 20000))
+	if (st->counts_memory && !wait_until(!memory_charge(), 20000))
 		fail(NULL, "memory.stat: hugetlb is %ld", memory_charge());
 }
 
 static void end_round(struct pool *before, bool killed, bool last)
 {
-	unsigned long pfn, missing = 0, tries, loose = book->nr_loose;
+	unsigned long pfn, missing = 0, tries, loose = st->nr_loose;
 	struct pool pool;
 	long expected, offlined;
-	struct census c;
+	struct scan c;
 
 	/* Hugepages that are still used are surplus then: freeing them ends them. */
-	if (!book->still && book->round % 4 == 1)
+	if (!st->still && st->round % 4 == 1)
 		pool_set(SZ_2M, "nr_hugepages", 0);
 	wait_for_rest();
 	count_pages(&c, false, last);
 	if (c.nr_unknown > loose)
 		fail(NULL, "%lu pages are poisoned that nobody has hit", c.nr_unknown);
-	book->nr_loose = 0;
+	st->nr_loose = 0;
 	if (c.nr_open && !killed)
 		fail(NULL, "%lu pages are neither lost nor healthy", c.nr_open);
 
@@ -2609,34 +2609,34 @@ static void end_round(struct pool *before, bool killed, bool last)
 	expected = nr_pooled();
 	if (c.nr_huge != expected)
 		fail(NULL, "%lu pages in hugepages, but %lu in the pools", c.nr_huge, expected);
-	/* What a machine check has offlined stays so. */
-	offlined = c.nr_offlined - book->nr_offlined;
-	book->nr_offlined = ledger->for_ever ? c.nr_offlined : 0;
-	if (book->still && !book->giant && pool.nr != before->nr - offlined)
+	/* Hugepages offlined by a machine check stay offline. */
+	offlined = c.nr_offlined - st->nr_offlined;
+	st->nr_offlined = undo->mce_seen ? c.nr_offlined : 0;
+	if (st->still && !st->giant && pool.nr != before->nr - offlined)
 		fail(NULL, "%ld hugepages of %ld with %ld offlined", pool.nr, before->nr,
 		     offlined);
 
-	expected = book->corrupted + c.nr_lost * (psize() >> 10);
+	expected = st->corrupted + c.nr_lost * (psize() >> 10);
 	if (hardware_corrupted() != expected)
 		fail(NULL, "HardwareCorrupted is %ld kB instead of %ld", hardware_corrupted(),
 		     expected);
-	/* Who was killed can't tell any more what has happened. */
-	expected = book->handled + book->nr_lost - book->nr_soft;
-	if (book->handled >= 0 && labs(mf_stat("total") - expected) > (long)c.nr_open)
+	/* The effect of a step whose worker was killed is unknown. */
+	expected = st->handled + st->nr_lost - st->nr_soft;
+	if (st->handled >= 0 && labs(mf_stat("total") - expected) > (long)c.nr_open)
 		fail(NULL, "%ld failures counted instead of %ld", mf_stat("total"), expected);
-	if (book->handled >= 0)
-		book->handled += mf_stat("total") - expected;
+	if (st->handled >= 0)
+		st->handled += mf_stat("total") - expected;
 	check_cgroup("current");
 	check_cgroup("rsvd.current");
 	check_memory_cgroup();
 
-	for (pfn = next_lost(0); !ledger->for_ever && pfn < book->nr_pages;
+	for (pfn = next_lost(0); !undo->mce_seen && pfn < st->nr_pages;
 	     pfn = next_lost(pfn + 1))
 		if (!give_back_at_last(pfn))
 			fail(NULL, "page %#lx can't be unpoisoned: %#lx", pfn, flags_of(pfn));
-	if (!ledger->for_ever && hardware_corrupted() != book->corrupted)
+	if (!undo->mce_seen && hardware_corrupted() != st->corrupted)
 		fail(NULL, "HardwareCorrupted is %ld kB at last instead of %ld",
-		     hardware_corrupted(), book->corrupted);
+		     hardware_corrupted(), st->corrupted);
 
 	for (tries = 0; tries < 16; tries++) {
 		missing = nr_missing(tries, missing, &pfn);
@@ -2646,10 +2646,10 @@ static void end_round(struct pool *before, bool killed, bool last)
 	}
 	if (missing > (access(KMEMLEAK, F_OK) ? NR_UNKNOWN : NR_UNKNOWN_DEBUG))
 		fail(NULL, "%lu healthy pages are missing, %#lx for one", missing, pfn);
-	if (book->verbose)
+	if (st->verbose)
 		ksft_print_msg("round %lu: %lu lost, %ld of %ld offlined, %lu hits, %lu missing\n",
-			       book->round, c.nr_lost, offlined, before->nr,
-			       book->nr_hits, missing);
+			       st->round, c.nr_lost, offlined, before->nr,
+			       st->nr_hits, missing);
 }
 
 static void resize_pool(unsigned long size, long nr)
@@ -2660,9 +2660,9 @@ static void resize_pool(unsigned long size, long nr)
 	pool_set(size, "nr_hugepages", nr);
 	after = pool_get(size, "nr_hugepages");
 	if (nr > before)
-		tally(&book->deed[giant ? DEED_GROW_1G : DEED_GROW], after > before);
+		tally(&st->change[giant ? CHANGE_GROW_1G : CHANGE_GROW], after > before);
 	else if (nr < before)
-		tally(&book->deed[giant ? DEED_SHRINK_1G : DEED_SHRINK], after < before);
+		tally(&st->change[giant ? CHANGE_SHRINK_1G : CHANGE_SHRINK], after < before);
 }
 
 static void demote(void)
@@ -2670,7 +2670,7 @@ static void demote(void)
 	long before = pool_get(SZ_1G, "nr_hugepages");
 
 	pool_set(SZ_1G, "demote", 1);
-	tally(&book->deed[DEED_DEMOTE], pool_get(SZ_1G, "nr_hugepages") < before);
+	tally(&st->change[CHANGE_DEMOTE], pool_get(SZ_1G, "nr_hugepages") < before);
 }
 
 /* Wait until nobody is at work. */
@@ -2680,7 +2680,7 @@ static bool stop_world(void)
 
 	clock_gettime(CLOCK_REALTIME, &limit);
 	limit.tv_sec += HANGS_MS / 1000;
-	if (!pthread_rwlock_timedwrlock(&book->world, &limit))
+	if (!pthread_rwlock_timedwrlock(&st->step_lock, &limit))
 		return true;
 	fail(NULL, "somebody hangs at work");
 	return false;
@@ -2691,10 +2691,10 @@ static bool block_is_healthy(long block)
 {
 	unsigned long pfn = block * pages_in_block(), end = pfn + pages_in_block();
 
-	for (; pfn < end && pfn < book->nr_pages; pfn++) {
-		if (standing_of(pfn) == LOST && !(flags_of(pfn) & KPF_HUGE))
+	for (; pfn < end && pfn < st->nr_pages; pfn++) {
+		if (state_of(pfn) == LOST && !(flags_of(pfn) & KPF_HUGE))
 			give_back_at_last(pfn);
-		if (standing_of(pfn) != HEALTHY)
+		if (state_of(pfn) != HEALTHY)
 			return false;
 	}
 	return true;
@@ -2718,9 +2718,9 @@ static long healthy_block(uint64_t random)
 
 	/* Pages on their way out of a hugepage arrive. */
 	pool_set(SZ_2M, "nr_hugepages", pool_get(SZ_2M, "nr_hugepages"));
-	for (i = 0; pages_in_block() && i < 4 * book->nr_regions && tries < 32; i++) {
+	for (i = 0; pages_in_block() && i < 4 * st->nr_regions && tries < 32; i++) {
 		random = mix(random);
-		pfn = random % book->nr_regions * (SZ_2M / psize());
+		pfn = random % st->nr_regions * (SZ_2M / psize());
 		if (!region_of(pfn)->seen)
 			continue;
 		/* Rather one with hugepages that have to go elsewhere. */
@@ -2752,12 +2752,12 @@ static void take_offline(long block)
 	setitimer(ITIMER_REAL, &never, NULL);
 	/* Some architectures never let go what was there at boot. */
 	if (ret != -EPERM)
-		tally(&book->deed[used ? DEED_MOVE : DEED_OFFLINE], !ret);
+		tally(&st->change[used ? CHANGE_MOVE : CHANGE_OFFLINE], !ret);
 	if (ret)
 		return;
 	/* None is released meanwhile, so all of them are still in use. */
-	for (; pfn < end && pfn < book->nr_pages; pfn++)
-		if (standing_of(pfn) == LOST)
+	for (; pfn < end && pfn < st->nr_pages; pfn++)
+		if (state_of(pfn) == LOST)
 			fail(NULL, "lost page %#lx went offline with block %ld", pfn, block);
 	ret = change_block(block, "online");
 	if (ret)
@@ -2770,27 +2770,27 @@ static void take_offline(long block)
  */
 static void move_hugepages(uint64_t random)
 {
-	bool grow = book->giant && pool_get(SZ_1G, "nr_hugepages") < POOL_1G;
+	bool grow = st->giant && pool_get(SZ_1G, "nr_hugepages") < POOL_1G;
 	long block = -1;
 
 	if (!stop_world())
 		return;
 	if (!grow)
 		block = healthy_block(random);
-	book->moving = true;
-	leave_world();
+	st->moving = true;
+	leave_step();
 	if (grow)
 		resize_pool(SZ_1G, POOL_1G);
 	else if (block >= 0)
 		take_offline(block);
 	if (!stop_world())
 		return;
-	book->moving = false;
-	book->nr_moves++;
-	leave_world();
+	st->moving = false;
+	st->nr_moves++;
+	leave_step();
 }
 
-/* In a round that isn't still. */
+/* Only in rounds that aren't still. */
 static void touch_pool(uint64_t random, bool first)
 {
 	pool_set(SZ_2M, "nr_overcommit_hugepages", random % 16);
@@ -2798,7 +2798,7 @@ static void touch_pool(uint64_t random, bool first)
 	/* A slow kernel may not get to a second time. */
 	if (first || !(random >> 40 & 15))
 		move_hugepages(random);
-	if (!book->giant || (random >> 32 & 15) || pool_get(SZ_1G, "nr_hugepages") < POOL_1G)
+	if (!st->giant || (random >> 32 & 15) || pool_get(SZ_1G, "nr_hugepages") < POOL_1G)
 		return;
 	if (random >> 36 & 1)
 		demote();
@@ -2809,11 +2809,11 @@ static void touch_pool(uint64_t random, bool first)
 /*
  * Before anybody is at work: lose a page of a hugepage of 1 GiB while it is demoted, and
  * while the pool of smaller ones grows, which demotion waits for.  (If that shrank, it
- * could free the lost page as healthy before it is told again.)
+ * could free the lost page as healthy before it is reported again.)
  */
 static void hit_and_demote(uint64_t random)
 {
-	const unsigned long nr_raw = SZ_1G / psize(), nr = book->nr_pages / nr_raw;
+	const unsigned long nr_raw = SZ_1G / psize(), nr = st->nr_pages / nr_raw;
 	const uint64_t tail = KPF_HUGE | KPF_COMPOUND_TAIL;
 	unsigned long i, pfn = 0;
 	int ret, again = 0;
@@ -2830,7 +2830,7 @@ static void hit_and_demote(uint64_t random)
 	/* Not the first page of a smaller hugepage, whose mark is that of all of it. */
 	pfn += (random >> 8) % nr_raw | 1;
 	region_of(pfn)->seen = 1;
-	change_standing(pfn, HEALTHY, HIT);
+	change_state(pfn, HEALTHY, HIT);
 	fflush(stdout);
 	for (i = 0; i < 2; i++) {
 		pid[i] = fork_helper();
@@ -2847,12 +2847,12 @@ static void hit_and_demote(uint64_t random)
 	for (i = 0; i < 2; i++)
 		waitpid(pid[i], NULL, 0);
 	/* Handled it isn't if it was hit between the pools. */
-	tally(&book->deed[DEED_HIT_AND_DEMOTE], ret == -EBUSY);
-	book_lost(pfn);
-	/* While the smaller ones are being made, there may be no record: tell it again. */
+	tally(&st->change[CHANGE_HIT_AND_DEMOTE], ret == -EBUSY);
+	set_lost(pfn);
+	/* While the smaller ones are being made, there may be no record: report it again. */
 	if (flags_of(pfn) & KPF_HUGE) {
 		again = shoot(BY_PFN, NULL, pfn);
-		book->handled += again != -EHWPOISON;
+		st->handled += again != -EHWPOISON;
 		/* A known loss keeps it in the pool until that shrinks. */
 		pool_set(SZ_2M, "nr_hugepages", 0);
 	}
@@ -2868,17 +2868,17 @@ static bool round_is_over(uint64_t start)
 {
 	struct pool pool = pool_read(SZ_2M);
 
-	if (book->stop || (book->limit && book->nr_hits >= book->limit))
+	if (st->stop || (st->limit && st->nr_hits >= st->limit))
 		return true;
-	if (book->still && pool.free - pool.resv < 2 * MARGIN)
+	if (st->still && pool.free - pool.resv < 2 * MARGIN)
 		return true;
-	return now_ns() - start > book->round_ns;
+	return now_ns() - start > st->round_ns;
 }
 
 static bool is_last(void)
 {
-	return book->limit ? book->nr_hits >= book->limit :
-	       now_ns() - book->start_ns > book->seconds * 1000000000ULL;
+	return st->limit ? st->nr_hits >= st->limit :
+	       now_ns() - st->start_ns > st->seconds * 1000000000ULL;
 }
 
 static void say_who_hangs(void)
@@ -2909,14 +2909,14 @@ static void init_world(void)
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&book->world, &attr);
+	pthread_rwlock_init(&st->step_lock, &attr);
 }
 
 /* Returns whether it was the last one. */
 static bool run_round(void)
 {
-	bool kill_all = !book->real && book->round % 4 == 3;
-	uint64_t random = mix(book->seed + book->round);
+	bool kill_all = !st->real && st->round % 4 == 3;
+	uint64_t random = mix(st->seed + st->round);
 	pid_t worker[MAX_WORKERS + 2];
 	uint64_t start = now_ns();
 	struct pool before;
@@ -2925,17 +2925,17 @@ static bool run_round(void)
 	bool last;
 	pid_t pid;
 
-	book->stop = false;
-	book->idle = false;
-	book->moving = false;
-	book->still = book->real || book->round % 2 == 0;
-	book->nr_listed = 0;
-	book->nr_wild = 0;
+	st->stop = false;
+	st->idle = false;
+	st->moving = false;
+	st->still = st->real || st->round % 2 == 0;
+	st->nr_listed = 0;
+	st->nr_wild = 0;
 	init_world();
 	pool_set(SZ_2M, "nr_overcommit_hugepages", 0);
-	if (book->giant) {
+	if (st->giant) {
 		pool_grow(SZ_1G, POOL_1G);
-		if (!book->still)
+		if (!st->still)
 			hit_and_demote(random);
 		pool_set(SZ_2M, "nr_hugepages", POOL_2M);
 		pool_grow(SZ_1G, POOL_1G);
@@ -2943,16 +2943,16 @@ static bool run_round(void)
 	if (!pool_grow(SZ_2M, POOL_2M))
 		fail(NULL, "can't fill the pool again");
 	before = pool_read(SZ_2M);
-	for (i = 0; i < book->nr_regions; i++)
-		region_book[i].wild = 0;
+	for (i = 0; i < st->nr_regions; i++)
+		regions[i].wild = 0;
 	fflush(stdout);
-	for (i = 0; i < book->nr_workers + 2; i++) {
+	for (i = 0; i < st->nr_workers + 2; i++) {
 		worker[i] = fork_helper();
 		if (worker[i])
 			continue;
-		if (i == book->nr_workers)
+		if (i == st->nr_workers)
 			be_flags_checker();
-		else if (i > book->nr_workers)
+		else if (i > st->nr_workers)
 			be_memory_checker();
 		else
 			be_worker(i);
@@ -2961,13 +2961,13 @@ static bool run_round(void)
 
 	for (i = 0; !round_is_over(start); i++) {
 		random = mix(random);
-		if (!book->still)
+		if (!st->still)
 			touch_pool(random, !i);
 		usleep(20000);
 	}
-	for (i = 0; kill_all && !book->nr_reports && i < book->nr_workers; i++)
+	for (i = 0; kill_all && !st->nr_reports && i < st->nr_workers; i++)
 		kill(worker[i], SIGKILL);
-	book->stop = true;
+	st->stop = true;
 
 	/* All there are: peers and children of those who were killed, too. */
 	for (i = 0; i < HANGS_MS / 10; ) {
@@ -2987,14 +2987,14 @@ static bool run_round(void)
 		say_who_hangs();
 		return true;
 	}
-	book->idle = true;
+	st->idle = true;
 	last = is_last();
 	start = now_ns();
-	if (!book->nr_reports)
+	if (!st->nr_reports)
 		end_round(&before, kill_all, last);
 	/* It may take long to look at all memory: don't do nothing else. */
-	if (now_ns() - start > book->round_ns)
-		book->round_ns = now_ns() - start;
+	if (now_ns() - start > st->round_ns)
+		st->round_ns = now_ns() - start;
 	return last;
 }
 
@@ -3053,45 +3053,45 @@ static void *share(size_t len)
 	return p;
 }
 
-static void open_book(void)
+static void open_state(void)
 {
-	book = share(sizeof(*book));
-	book->nr_pages = end_of_memory();
-	book->nr_regions = book->nr_pages / (SZ_2M / psize()) + 1;
-	page_book = share(book->nr_pages + 1);
-	region_book = share(book->nr_regions * sizeof(*region_book));
-	book->seed = parameter("HUGETLB_MFR_SEED", time(NULL));
-	book->seconds = parameter("HUGETLB_MFR_SECONDS", 15);
-	book->limit = parameter("HUGETLB_MFR_INJECTIONS", 0);
-	book->verbose = parameter("HUGETLB_MFR_VERBOSE", 0);
-	book->nr_workers = parameter("HUGETLB_MFR_WORKERS", 4);
-	if (book->nr_workers > MAX_WORKERS)
-		book->nr_workers = MAX_WORKERS;
+	st = share(sizeof(*st));
+	st->nr_pages = end_of_memory();
+	st->nr_regions = st->nr_pages / (SZ_2M / psize()) + 1;
+	page_states = share(st->nr_pages + 1);
+	regions = share(st->nr_regions * sizeof(*regions));
+	st->seed = parameter("HUGETLB_MFR_SEED", time(NULL));
+	st->seconds = parameter("HUGETLB_MFR_SECONDS", 15);
+	st->limit = parameter("HUGETLB_MFR_INJECTIONS", 0);
+	st->verbose = parameter("HUGETLB_MFR_VERBOSE", 0);
+	st->nr_workers = parameter("HUGETLB_MFR_WORKERS", 4);
+	if (st->nr_workers > MAX_WORKERS)
+		st->nr_workers = MAX_WORKERS;
 }
 
-/* Whatever has happened: give back what the book calls lost. */
-static long close_book(void)
+/* Give back all pages recorded as lost, however the test ended. */
+static long close_state(void)
 {
 	unsigned long pfn;
 	unsigned int tries;
 
-	if (ledger->for_ever || !book->open)
+	if (undo->mce_seen || !st->open)
 		return 0;
-	book->open = false;
-	for (tries = 0; tries < 100 && hardware_corrupted() != book->corrupted; tries++) {
-		for (pfn = next_lost(0); pfn < book->nr_pages; pfn = next_lost(pfn + 1))
+	st->open = false;
+	for (tries = 0; tries < 100 && hardware_corrupted() != st->corrupted; tries++) {
+		for (pfn = next_lost(0); pfn < st->nr_pages; pfn = next_lost(pfn + 1))
 			if (!give_back(pfn) && !(flags_of(pfn) & KPF_HWPOISON))
-				page_book[pfn] = HEALTHY;
+				page_states[pfn] = HEALTHY;
 		if (tries)
 			usleep(20000);
 	}
-	return hardware_corrupted() - book->corrupted;
+	return hardware_corrupted() - st->corrupted;
 }
 
 static void clean_up_stress(void)
 {
-	if (getpid() == ledger->owner)
-		close_book();
+	if (getpid() == undo->owner)
+		close_state();
 }
 
 FIXTURE(stress)
@@ -3125,7 +3125,7 @@ FIXTURE_SETUP(stress)
 {
 	pthread_mutexattr_t giving;
 
-	close_book();
+	close_state();
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (variant->giant && !pool_exists(SZ_1G))
@@ -3136,53 +3136,53 @@ FIXTURE_SETUP(stress)
 	if (variant->giant && !pool_grow(SZ_1G, POOL_1G))
 		SKIP(return, "can't get %d hugepages of 1 GiB", POOL_1G);
 
-	book->giant = variant->giant;
-	book->real = variant->injector->for_real;
-	book->copy_recovers = copy_recovers();
-	book->stop = false;
-	book->nr_reports = 0;
-	book->nr_hits = 0;
-	book->nr_lost = 0;
-	book->nr_back = 0;
-	book->nr_soft = 0;
-	book->nr_healed_1g = 0;
-	book->nr_offlined = 0;
-	book->shot_ns = 0;
-	memset(book->op, 0, sizeof(book->op));
-	memset(book->race, 0, sizeof(book->race));
-	memset(book->deed, 0, sizeof(book->deed));
-	book->corrupted = self->s.corrupted;
-	book->open = true;
-	book->handled = mf_stat("total");
+	st->giant = variant->giant;
+	st->real = variant->injector->is_hw;
+	st->copy_recovers = copy_recovers();
+	st->stop = false;
+	st->nr_reports = 0;
+	st->nr_hits = 0;
+	st->nr_lost = 0;
+	st->nr_back = 0;
+	st->nr_soft = 0;
+	st->nr_healed_1g = 0;
+	st->nr_offlined = 0;
+	st->wild_ns = 0;
+	memset(st->op, 0, sizeof(st->op));
+	memset(st->race, 0, sizeof(st->race));
+	memset(st->change, 0, sizeof(st->change));
+	st->corrupted = self->s.corrupted;
+	st->open = true;
+	st->handled = mf_stat("total");
 	pthread_mutexattr_init(&giving);
 	pthread_mutexattr_setpshared(&giving, PTHREAD_PROCESS_SHARED);
 	pthread_mutexattr_setrobust(&giving, PTHREAD_MUTEX_ROBUST);
-	pthread_mutex_init(&book->giving, &giving);
-	book->has_group = make_group(&book->counts_memory);
+	pthread_mutex_init(&st->giving, &giving);
+	st->has_group = make_group(&st->counts_memory);
 	/* Older kernels charge hugepages, but don't tell them from other memory. */
-	book->counts_memory = book->has_group && book->counts_memory && memory_charge() >= 0;
+	st->counts_memory = st->has_group && st->counts_memory && memory_charge() >= 0;
 	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
 }
 
 FIXTURE_TEARDOWN_PARENT(stress)
 {
-	EXPECT_EQ(0, close_book());
+	EXPECT_EQ(0, close_state());
 	teardown_subject(_metadata, &self->s);
 }
 
-static const char * const deed_names[NR_DEEDS] = {
-	[DEED_GROW] = "growing the pool",
-	[DEED_SHRINK] = "shrinking the pool",
-	[DEED_GROW_1G] = "growing the pool of 1 GiB",
-	[DEED_SHRINK_1G] = "shrinking the pool of 1 GiB",
-	[DEED_DEMOTE] = "demotion",
-	[DEED_HIT_AND_DEMOTE] = "demotion of what is hit",
-	[DEED_OFFLINE] = "going offline without hugepages in use",
-	[DEED_MOVE] = "going offline after moving hugepages away",
-	[DEED_HIT_MOVING] = "an error in a hugepage that may move",
+static const char * const change_names[NR_CHANGES] = {
+	[CHANGE_GROW] = "growing the pool",
+	[CHANGE_SHRINK] = "shrinking the pool",
+	[CHANGE_GROW_1G] = "growing the pool of 1 GiB",
+	[CHANGE_SHRINK_1G] = "shrinking the pool of 1 GiB",
+	[CHANGE_DEMOTE] = "demotion",
+	[CHANGE_HIT_AND_DEMOTE] = "demotion of what is hit",
+	[CHANGE_OFFLINE] = "going offline without hugepages in use",
+	[CHANGE_MOVE] = "going offline after moving hugepages away",
+	[CHANGE_HIT_MOVING] = "an error in a hugepage that may move",
 };
 
-/* Not only has it been tried, it has happened. */
+/* An operation must have had an effect, not only been tried. */
 static void expect_effect(struct __test_metadata *_metadata, const char *what,
 			  const char *name, const struct tally *t)
 {
@@ -3198,39 +3198,39 @@ TEST_F_TIMEOUT(stress, only_lost_pages_stay_out_of_use, LONG_RUN)
 {
 	const struct op *op;
 	bool last = false;
-	struct census c;
+	struct scan c;
 	unsigned int i;
 
-	TH_LOG("seed %lu: to replay, set HUGETLB_MFR_SEED=%lu", book->seed, book->seed);
-	if (!book->has_group)
+	TH_LOG("seed %lu: to replay, set HUGETLB_MFR_SEED=%lu", st->seed, st->seed);
+	if (!st->has_group)
 		TH_LOG("no hugetlb controller of cgroup2, so that its counters aren't checked");
-	else if (!book->counts_memory)
+	else if (!st->counts_memory)
 		TH_LOG("memory.stat doesn't count hugepages, so that it isn't checked");
-	if (book->real && !book->copy_recovers)
+	if (st->real && !st->copy_recovers)
 		TH_LOG("no ERMS: machine checks don't race with copy on write");
-	memset(page_book, HEALTHY, book->nr_pages);
-	memset(region_book, 0, book->nr_regions * sizeof(*region_book));
+	memset(page_states, HEALTHY, st->nr_pages);
+	memset(regions, 0, st->nr_regions * sizeof(*regions));
 	count_pages(&c, true, true);
 
-	book->start_ns = now_ns();
-	book->round_ns = ROUND_MS * 1000000ULL;
-	for (book->round = 0; !last && !book->nr_reports; book->round++)
+	st->start_ns = now_ns();
+	st->round_ns = ROUND_MS * 1000000ULL;
+	for (st->round = 0; !last && !st->nr_reports; st->round++)
 		last = run_round();
 
-	for (i = 0; i < book->nr_reports && i < MAX_REPORTS; i++)
-		TH_LOG("%s", book->report[i]);
+	for (i = 0; i < st->nr_reports && i < MAX_REPORTS; i++)
+		TH_LOG("%s", st->report[i]);
 	TH_LOG("seed %lu: %lu injections, %lu pages lost, %lu soft-offlined, %lu given back",
-	       book->seed, book->nr_hits, book->nr_lost, book->nr_soft, book->nr_back);
-	if (book->giant)
-		ksft_print_msg("%lu hugepages of 1 GiB healed\n", book->nr_healed_1g);
+	       st->seed, st->nr_hits, st->nr_lost, st->nr_soft, st->nr_back);
+	if (st->giant)
+		ksft_print_msg("%lu hugepages of 1 GiB healed\n", st->nr_healed_1g);
 	for (op = ops; op->name; op++)
-		expect_effect(_metadata, "", op->name, &book->op[op - ops]);
+		expect_effect(_metadata, "", op->name, &st->op[op - ops]);
 	for (i = 0; i < NR_ACTS; i++)
-		expect_effect(_metadata, "an error against ", act_names[i], &book->race[i]);
-	for (i = 0; i < NR_DEEDS; i++)
-		expect_effect(_metadata, "", deed_names[i], &book->deed[i]);
-	EXPECT_EQ(0, book->nr_reports);
-	EXPECT_LT(0, book->nr_lost);
+		expect_effect(_metadata, "an error against ", act_names[i], &st->race[i]);
+	for (i = 0; i < NR_CHANGES; i++)
+		expect_effect(_metadata, "", change_names[i], &st->change[i]);
+	EXPECT_EQ(0, st->nr_reports);
+	EXPECT_LT(0, st->nr_lost);
 }
 
 int main(int argc, char **argv)
@@ -3238,11 +3238,11 @@ int main(int argc, char **argv)
 	struct __fixture_metadata *f;
 	struct __test_metadata *t;
 
-	open_ledger();
-	open_book();
+	open_undo();
+	open_state();
 	atexit(clean_up_stress);
 	for (f = __fixture_list; f; f = f->next)
 		for (t = f->tests; t; t = t->next)
-			t->timeout += 2 * book->seconds + book->limit / 50;
+			t->timeout += 2 * st->seconds + st->limit / 50;
 	return test_harness_run(argc, argv);
 }

@@ -45,7 +45,7 @@ FIXTURE_SETUP(mapped)
 
 FIXTURE_TEARDOWN_SUBJECT(mapped);
 
-/* Lose a page that the process maps, but can't consume: it hears of it early. */
+/* Lose a page that the process maps, but can't consume: the signal comes early. */
 static void lose_unseen(struct __test_metadata *_metadata, struct subject *s,
 			unsigned long nr)
 {
@@ -88,7 +88,7 @@ TEST_F_TIMEOUT(mapped, MADV_REMOVE_releases_the_hugepage, SLOW)
 
 	if (!need_more_hugepages(s, 1))
 		SKIP(return, "can't get 2 hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, madvise(s->map, s->size, MADV_REMOVE));
 	EXPECT_FALSE(is_mapped(s->map));
 	expect_released(_metadata, s);
@@ -134,11 +134,11 @@ TEST_F_TIMEOUT(mapped, mremap_moves_lost_pages_along, SLOW)
 
 	/* Whether lost before or after: the address is the new one. */
 	lose(_metadata, s, 3);
-	if (s->injector->for_real) {
+	if (s->injector->is_hw) {
 		EXPECT_EQ(0, inject(s, nr));
 		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 	}
-	/* Also if only the new mapping is faulted in. */
+	/* The same holds if only the new mapping is faulted in. */
 	EXPECT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
 	EXPECT_FALSE(try_read(raw_page(s, nr)));
 	expect_fault_in(_metadata, raw_page(s, nr));
@@ -155,7 +155,7 @@ TEST_F_TIMEOUT(mapped, mprotect_changes_only_protection, SLOW)
 	expect_intact(_metadata, s);
 	lose(_metadata, s, 3);
 
-	/* Out of reach for the process, but it is told of errors. */
+	/* PROT_NONE: no access, but signals of errors still come. */
 	ASSERT_EQ(0, mprotect(s->map, s->size, PROT_NONE));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 	lose_unseen(_metadata, s, 5);
@@ -207,7 +207,7 @@ TEST_F_TIMEOUT(mapped, advice_for_small_pages_is_harmless, SLOW)
 	struct subject *s = &self->s;
 	unsigned int i;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	for (i = 0; i < ARRAY_SIZE(advices); i++) {
 		EXPECT_EQ(advices[i].error, madvise(s->map, s->size, advices[i].advice) ?
 					    errno : 0)
@@ -225,7 +225,7 @@ TEST_F_TIMEOUT(mapped, losses_are_signalled_to_parent_and_child, SLOW)
 	struct helper h;
 
 	lose(_metadata, s, 1);
-	heard.nr = 0;
+	sigbus.nr = 0;
 	ASSERT_TRUE(start_helper(&h));
 	if (!h.pid) {
 		/* Inherited, but not yet filled in; and with a choice of its own. */
@@ -240,7 +240,7 @@ TEST_F_TIMEOUT(mapped, losses_are_signalled_to_parent_and_child, SLOW)
 		_exit(_metadata->exit_code);
 	}
 	lose(_metadata, s, 3);
-	heard.nr = 0;
+	sigbus.nr = 0;
 	ASSERT_TRUE(tell(&h));
 	wait_for_child(_metadata, h.pid);
 	expect_sigbus(_metadata, BUS_MCEERR_AO, raw_page(s, 5), pshift());
@@ -295,7 +295,7 @@ FIXTURE_SETUP(shared_table)
 
 FIXTURE_TEARDOWN_SUBJECT(shared_table);
 
-/* A process that does as it is told, and tells what came of it. */
+/* A process that carries out orders and reports the results. */
 struct sharer {
 	struct helper helper;
 	char *map;
@@ -303,13 +303,13 @@ struct sharer {
 
 struct answer {
 	bool ok;
-	struct heard heard;
+	struct sigbus sigbus;
 };
 
 enum {
 	TOUCH,			/* read a raw page */
 	LOOK,			/* is a hugepage mapped, as such? */
-	LISTEN,			/* what was heard since the last answer? */
+	LISTEN,			/* report the signals since the last answer */
 	PROTECT,		/* let nobody write to the end of the mapping */
 	UNMAP,			/* unmap the end of the mapping */
 };
@@ -324,9 +324,9 @@ static void be_sharer(struct subject *s, int line)
 	mine.map = map_table(s->fd);
 	munmap(s->map, SZ_1G);
 	a.ok = mine.map;
-	a.heard.addr = (uintptr_t)mine.map;
+	a.sigbus.addr = (uintptr_t)mine.map;
 	s = &mine;
-	heard.nr = 0;
+	sigbus.nr = 0;
 	for (;;) {
 		if (write(line, &a, sizeof(a)) != sizeof(a) ||
 		    read(line, ask_for, sizeof(ask_for)) != sizeof(ask_for))
@@ -340,8 +340,8 @@ static void be_sharer(struct subject *s, int line)
 			a.ok = !mprotect(s->map + SZ_1G / 2, SZ_1G / 2, PROT_READ);
 		else if (ask_for[0] == UNMAP)
 			a.ok = !munmap(s->map + SZ_1G / 2, SZ_1G / 2);
-		a.heard = heard;
-		heard.nr = 0;
+		a.sigbus = sigbus;
+		sigbus.nr = 0;
 	}
 	_exit(KSFT_FAIL);
 }
@@ -369,7 +369,7 @@ static void start_sharer(struct __test_metadata *_metadata, struct subject *s,
 		be_sharer(s, h->helper.line);
 	ASSERT_EQ(sizeof(a), read(h->helper.line, &a, sizeof(a)));
 	ASSERT_TRUE(a.ok);
-	h->map = (char *)a.heard.addr;
+	h->map = (char *)a.sigbus.addr;
 	ASSERT_NE(s->map, h->map);
 
 	ASSERT_TRUE(ask(_metadata, h, TOUCH, 8).ok);
@@ -378,12 +378,12 @@ static void start_sharer(struct __test_metadata *_metadata, struct subject *s,
 			SKIP(return, "needs CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING");
 }
 
-static void expect_sharer_heard(struct __test_metadata *_metadata, struct sharer *h,
-				unsigned long nr)
+static void expect_sharer_signal(struct __test_metadata *_metadata, struct sharer *h,
+				 unsigned long nr)
 {
 	struct answer a = ask(_metadata, h, LISTEN, 0);
 
-	expect_heard(_metadata, &a.heard, BUS_MCEERR_AO, h->map + nr * psize(), pshift());
+	expect_signal(_metadata, &a.sigbus, BUS_MCEERR_AO, h->map + nr * psize(), pshift());
 }
 
 static void expect_all_released(struct __test_metadata *_metadata, struct subject *s,
@@ -406,11 +406,11 @@ TEST_F_TIMEOUT(shared_table, signals_each_loss_to_both_processes, SLOW)
 	start_sharer(_metadata, s, &h);
 	if (_metadata->exit_code)
 		return;
-	for (i = 0; i < NR_SPOTS; i++) {
-		unsigned long nr = i % 2 * s->nr_raw + spot(s, i);
+	for (i = 0; i < NR_SAMPLES; i++) {
+		unsigned long nr = i % 2 * s->nr_raw + sample(s, i);
 
 		lose(_metadata, s, nr);
-		expect_sharer_heard(_metadata, &h, nr);
+		expect_sharer_signal(_metadata, &h, nr);
 		EXPECT_TRUE(is_mapped_huge(s, s->map, i % 2));
 		EXPECT_TRUE(ask(_metadata, &h, LOOK, i % 2).ok);
 	}
@@ -447,16 +447,16 @@ static void expect_unshared(struct __test_metadata *_metadata, struct subject *s
 	}
 	a = ask(_metadata, &h, TOUCH, nr);
 	EXPECT_FALSE(a.ok);
-	expect_heard_fault(_metadata, &a.heard, h.map + nr * psize());
+	expect_fault_signal(_metadata, &a.sigbus, h.map + nr * psize());
 	EXPECT_FALSE(ask(_metadata, &h, LOOK, 0).ok);
 	EXPECT_TRUE(ask(_metadata, &h, TOUCH, neighbour(nr)).ok);
 	EXPECT_TRUE(ask(_metadata, &h, LOOK, 0).ok);
 	EXPECT_FALSE(ask(_metadata, &h, LOOK, 1).ok);
 
-	/* Of new errors it hears, whether it has filled the place in or not. */
+	/* New errors are signalled whether or not the page is faulted in. */
 	for (i = 0; i < 2; i++) {
 		lose(_metadata, s, i * s->nr_raw + 9);
-		expect_sharer_heard(_metadata, &h, i * s->nr_raw + 9);
+		expect_sharer_signal(_metadata, &h, i * s->nr_raw + 9);
 		EXPECT_TRUE(is_mapped_huge(s, s->map, i));
 	}
 	EXPECT_EQ(0, nr_changed_pages(s));
@@ -489,8 +489,8 @@ TEST_F_TIMEOUT(shared_table, maps_the_healed_hugepage_for_both, SLOW)
 	if (_metadata->exit_code)
 		return;
 	ASSERT_TRUE(need_more_hugepages(s, 1));
-	lose_spots(_metadata, s);
-	zero_spots(_metadata, s);
+	lose_samples(_metadata, s);
+	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 	EXPECT_TRUE(ask(_metadata, &h, TOUCH, 0).ok);
 	/* The others are in the same page table. */
@@ -572,7 +572,7 @@ struct toucher {
 	char *addr;
 	bool write;
 	bool ok;
-	struct heard heard;
+	struct sigbus sigbus;
 };
 
 static void *touch(void *arg)
@@ -580,7 +580,7 @@ static void *touch(void *arg)
 	struct toucher *t = arg;
 
 	t->ok = try_access(t->addr, t->write);
-	t->heard = heard;
+	t->sigbus = sigbus;
 	return NULL;
 }
 
@@ -599,8 +599,8 @@ static void expect_touched(struct __test_metadata *_metadata, struct toucher *t,
 	ASSERT_EQ(0, pthread_join(t->thread, NULL));
 	EXPECT_EQ(ok, t->ok);
 	if (!ok)
-		expect_heard_fault(_metadata, &t->heard,
-				   (char *)((uintptr_t)t->addr & ~(psize() - 1UL)));
+		expect_fault_signal(_metadata, &t->sigbus,
+				    (char *)((uintptr_t)t->addr & ~(psize() - 1UL)));
 }
 
 static void expect_event(struct __test_metadata *_metadata, int uffd, char *addr,
@@ -630,7 +630,7 @@ TEST_F_TIMEOUT(uffd, UFFDIO_CONTINUE_maps_lost_pages, SLOW)
 	struct uffdio_continue cont;
 	struct toucher t;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	map_afresh(_metadata, s);
 	if (!watch(self->uffd, s, UFFD_FEATURE_MINOR_HUGETLBFS,
 		   UFFDIO_REGISTER_MODE_MINOR))
@@ -685,7 +685,7 @@ TEST_F_TIMEOUT(uffd, UFFDIO_COPY_fills_in_a_kept_hugepage, SLOW)
 	EXPECT_ERRNO(EEXIST, ioctl(self->uffd, UFFDIO_COPY, &copy));
 	EXPECT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
 	EXPECT_ERRNO(EEXIST, ioctl(self->uffd, UFFDIO_COPY, &copy));
-	/* It is not missing either. */
+	/* The page isn't missing, either. */
 	start_touching(_metadata, &t, raw_page(s, 5), false);
 	expect_touched(_metadata, &t, false);
 	start_touching(_metadata, &t, raw_page(s, 4), false);
@@ -705,7 +705,7 @@ TEST_F_TIMEOUT(uffd, UFFDIO_COPY_fills_in_a_kept_hugepage, SLOW)
 	s->before.nr--;
 	s->before.free--;
 	EXPECT_EQ(0, nr_changed_pages(s));
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_intact(_metadata, s);
 	expect_end(_metadata, s);
 }
@@ -782,9 +782,9 @@ TEST_F_TIMEOUT(uffd, healed_hugepage_stays_write_protected, SLOW)
 
 	if (!watch_writes(self->uffd, s))
 		SKIP(return, "needs userfaultfd to protect hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, write_protect(self->uffd, s, true));
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	EXPECT_TRUE(is_mapped(s->map));
 	expect_replaced(_metadata, s);
 	expect_protected(_metadata, self, 0);
@@ -796,16 +796,16 @@ TEST_F_TIMEOUT(uffd, healing_leaves_a_write_protect_marker, SLOW)
 
 	if (!watch_writes(self->uffd, s))
 		SKIP(return, "needs userfaultfd to protect hugepages");
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	EXPECT_EQ(0, write_protect(self->uffd, s, true));
 	EXPECT_EQ(0, madvise(s->map, s->size, MADV_DONTNEED));
-	zero_spots(_metadata, s);
+	zero_samples(_metadata, s);
 	EXPECT_FALSE(is_mapped(s->map));
 	expect_replaced(_metadata, s);
 	expect_protected(_metadata, self, 0);
 }
 
-/* It has found the damaged hugepage, and waits while that is replaced. */
+/* The fault has found the damaged hugepage, and waits while it is replaced. */
 TEST_F_TIMEOUT(uffd, waiting_write_reaches_the_healed_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
@@ -894,16 +894,16 @@ TEST_F_TIMEOUT(uffd, UFFDIO_POISON_affects_one_mapping_only, SLOW)
 	};
 	EXPECT_EQ(0, ioctl(self->uffd, UFFDIO_POISON, &poison));
 	EXPECT_FALSE(try_read(raw_page(s, 8)));
-	EXPECT_EQ(1, heard.nr);
-	EXPECT_EQ(BUS_MCEERR_AR, heard.code);
+	EXPECT_EQ(1, sigbus.nr);
+	EXPECT_EQ(BUS_MCEERR_AR, sigbus.code);
 	/* The marker stands for all of the hugepage, here and only here. */
-	EXPECT_EQ(__builtin_ctzl(s->size), heard.lsb);
+	EXPECT_EQ(__builtin_ctzl(s->size), sigbus.lsb);
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_mapped_huge(s, map, 0));
 	EXPECT_EQ(psize(), pread(s->fd, s->flags, psize(), 8 * psize()));
 	expect_pool(_metadata, s, 0, 1);
 
-	/* It goes with the mapping. */
+	/* The marker goes with the mapping. */
 	map_afresh(_metadata, s);
 	EXPECT_TRUE(try_read(raw_page(s, 8)));
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
@@ -914,6 +914,6 @@ TEST_F_TIMEOUT(uffd, UFFDIO_POISON_affects_one_mapping_only, SLOW)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

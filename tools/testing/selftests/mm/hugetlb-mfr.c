@@ -111,9 +111,9 @@ TEST(keeping_works_with_every_hugepage_size)
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 
-	ASSERT_LT(0, ledger->nr_sizes);
-	for (i = 0; i < ledger->nr_sizes; i++) {
-		unsigned long size = ledger->saved[i].size;
+	ASSERT_LT(0, undo->nr_sizes);
+	for (i = 0; i < undo->nr_sizes; i++) {
+		unsigned long size = undo->saved[i].size;
 		struct statfs st;
 		int fd;
 
@@ -257,7 +257,7 @@ TEST_F_TIMEOUT(kept, eight_lost_pages_are_signalled_one_by_one, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
@@ -276,7 +276,7 @@ TEST_F_TIMEOUT(kept, all_other_bytes_stay_writable, SLOW)
 	struct subject *s = &self->s;
 	unsigned long i, j, nr_wrong = 0;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 
 	for (i = 0; i < s->nr_raw; i++) {
 		uint64_t *word = (uint64_t *)raw_page(s, i);
@@ -300,20 +300,20 @@ TEST_F_TIMEOUT(kept, repeat_is_signalled_but_not_counted, SLOW)
 	struct subject *s = &self->s;
 	unsigned int i;
 
-	lose_spots(_metadata, s);
-	for (i = 0; i < 2 * NR_SPOTS; i++) {
-		unsigned long nr = spot(s, i % NR_SPOTS);
+	lose_samples(_metadata, s);
+	for (i = 0; i < 2 * NR_SAMPLES; i++) {
+		unsigned long nr = sample(s, i % NR_SAMPLES);
 
-		EXPECT_EQ(s->injector->again, inject(s, nr));
-		if (s->injector->again_is_heard)
+		EXPECT_EQ(s->injector->repeat_ret, inject(s, nr));
+		if (s->injector->repeat_signals)
 			expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 		else
-			EXPECT_EQ(0, heard.nr);
+			EXPECT_EQ(0, sigbus.nr);
 		expect_corrupted(_metadata, s);
 	}
 	expect_intact(_metadata, s);
 
-	/* None of them left a reference behind. */
+	/* The refused errors left no reference behind. */
 	expect_end(_metadata, s);
 }
 
@@ -323,14 +323,14 @@ TEST_F_TIMEOUT(kept, filtered_error_has_no_effect, SLOW)
 	unsigned long nr = s->nr_raw / 2;
 
 	expect_filtered(_metadata, s, nr);
-	/* It is no repeat if it happens later on. */
+	/* A filtered error isn't recorded: the next one is no repeat. */
 	lose(_metadata, s, nr);
 
 	/* Pages lost before stay known. */
 	ASSERT_TRUE(filter_all_errors());
 	EXPECT_EQ(s->injector->filtered, inject(s, neighbour(nr)));
 	restore_filter();
-	EXPECT_EQ(0, heard.nr);
+	EXPECT_EQ(0, sigbus.nr);
 	EXPECT_TRUE(is_poisoned(s->head[0]));
 	EXPECT_TRUE(try_write(raw_page(s, neighbour(nr))));
 	expect_corrupted(_metadata, s);
@@ -351,7 +351,7 @@ TEST_F_TIMEOUT(kept, filters_see_the_raw_page, SLOW)
 	/* A tail page isn't what the filter lets pass, though its head is. */
 	EXPECT_EQ(s->injector->filtered, inject(s, nr));
 	expect_corrupted(_metadata, s);
-	EXPECT_EQ(0, heard.nr);
+	EXPECT_EQ(0, sigbus.nr);
 
 	restore_filter();
 	lose(_metadata, s, nr);
@@ -373,11 +373,11 @@ TEST_F_TIMEOUT(kept, mapped_lost_page_counts_as_delayed, SLOW)
 	if (before[0] < 0)
 		SKIP(return, "no memory_failure statistics in sysfs");
 
-	lose_spots(_metadata, s);
-	EXPECT_EQ(s->injector->again, inject(s, spot(s, 3)));
+	lose_samples(_metadata, s);
+	EXPECT_EQ(s->injector->repeat_ret, inject(s, sample(s, 3)));
 
-	EXPECT_EQ(before[0] + NR_SPOTS, mf_stat(names[0]));
-	EXPECT_EQ(before[1] + NR_SPOTS, mf_stat(names[1]));
+	EXPECT_EQ(before[0] + NR_SAMPLES, mf_stat(names[0]));
+	EXPECT_EQ(before[1] + NR_SAMPLES, mf_stat(names[1]));
 	for (i = 2; i < ARRAY_SIZE(names); i++)
 		EXPECT_EQ(before[i], mf_stat(names[i]));
 }
@@ -409,11 +409,11 @@ TEST_F_TIMEOUT(kept, new_mapping_refuses_only_the_lost_page, SLOW)
 	struct subject *s = &self->s;
 	unsigned int i;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	map_afresh(_metadata, s);
 
-	for (i = 0; i < NR_SPOTS; i++) {
-		char *page = raw_page(s, spot(s, i));
+	for (i = 0; i < NR_SAMPLES; i++) {
+		char *page = raw_page(s, sample(s, i));
 
 		EXPECT_FALSE(try_read(page + 8));
 		expect_fault_in(_metadata, page);
@@ -486,9 +486,9 @@ TEST_F_TIMEOUT(kept, early_kill_is_signalled_for_each_page, SLOW)
 	unsigned int i;
 
 	start_witness(_metadata, s, &w, PR_MCE_KILL_EARLY);
-	for (i = 0; i < NR_SPOTS; i++) {
-		lose(_metadata, s, spot(s, i));
-		expect_witnessed(_metadata, &w, spot(s, i));
+	for (i = 0; i < NR_SAMPLES; i++) {
+		lose(_metadata, s, sample(s, i));
+		expect_witnessed(_metadata, &w, sample(s, i));
 	}
 	stop_witness(&w);
 }
@@ -502,8 +502,8 @@ TEST_F_TIMEOUT(kept, late_kill_is_not_signalled_for_others, SLOW)
 	start_witness(_metadata, s, &w, PR_MCE_KILL_LATE);
 	lose(_metadata, s, 0);
 	lose(_metadata, s, s->nr_raw / 2);
-	EXPECT_FALSE(witness_heard(&w, &si, 500));
-	/* It has waited for signals until now. */
+	EXPECT_FALSE(witness_got(&w, &si, 500));
+	/* The witness must still be waiting for signals. */
 	kill_child(_metadata, w.helper.pid);
 	close(w.helper.line);
 }
@@ -519,7 +519,7 @@ TEST_F_TIMEOUT(kept, late_kill_is_signalled_for_its_accesses, SLOW)
 	if (s->injector->code == BUS_MCEERR_AR)
 		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 	else
-		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(0, sigbus.nr);
 	expect_corrupted(_metadata, s);
 	EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 }
@@ -564,7 +564,7 @@ TEST_F_TIMEOUT(kept, early_kill_thread_gets_unconsumed_errors, SLOW)
 		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 		EXPECT_EQ(-1, l.signal);
 	} else {
-		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(0, sigbus.nr);
 		EXPECT_EQ(SIGBUS, l.signal);
 		EXPECT_EQ(BUS_MCEERR_AO, l.si.si_code);
 		EXPECT_EQ((uintptr_t)raw_page(s, nr), (uintptr_t)l.si.si_addr);
@@ -579,16 +579,16 @@ TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page, SLOW)
 	unsigned int i, k;
 	char *buf;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	buf = malloc(4 * ps);
 	ASSERT_NE(NULL, buf);
 
-	for (i = 0; i < NR_SPOTS; i++) {
-		unsigned long nr = spot(s, i);
+	for (i = 0; i < NR_SAMPLES; i++) {
+		unsigned long nr = sample(s, i);
 		unsigned long first;
 
 		EXPECT_ERRNO(EIO, pread(s->fd, buf, ps, nr * ps));
-		/* Also for one byte of it. */
+		/* One byte of it can't be read, either. */
 		EXPECT_ERRNO(EIO, pread(s->fd, buf, 1, nr * ps + ps / 2));
 
 		/* Healthy bytes in front of it, but at most four pages. */
@@ -601,7 +601,7 @@ TEST_F_TIMEOUT(kept, pread_stops_at_a_lost_page, SLOW)
 			EXPECT_EQ(100, pread(s->fd, buf, 4 * ps, nr * ps - 100));
 		}
 
-		/* And behind it. */
+		/* The healthy page behind it can be read. */
 		if (nr + 1 < s->nr_raw && !s->lost[nr + 1]) {
 			EXPECT_EQ(ps, pread(s->fd, buf, ps, (nr + 1) * ps));
 			EXPECT_TRUE(page_is_intact(buf, nr + 1));
@@ -681,8 +681,8 @@ TEST_F_TIMEOUT(kept, private_mapping_can_read_but_not_write, SLOW)
 	expect_fault_in(_metadata, private + nr * psize());
 	/* Nobody must believe that this page is lost. */
 	EXPECT_FALSE(try_write(private + neighbour(nr) * psize()));
-	EXPECT_EQ(1, heard.nr);
-	EXPECT_EQ(BUS_ADRERR, heard.code);
+	EXPECT_EQ(1, sigbus.nr);
+	EXPECT_EQ(BUS_ADRERR, sigbus.code);
 
 	/* Nothing was lost by trying. */
 	EXPECT_TRUE(try_read(private));
@@ -803,7 +803,7 @@ TEST_F_TIMEOUT(kept, populating_skips_lost_pages, SLOW)
 	struct subject *s = &self->s;
 	int advice;
 
-	/* Also where it begins. */
+	/* The first page is lost, too. */
 	lose(_metadata, s, 0);
 	lose(_metadata, s, 1);
 	lose(_metadata, s, s->nr_raw / 2);
@@ -813,7 +813,7 @@ TEST_F_TIMEOUT(kept, populating_skips_lost_pages, SLOW)
 		EXPECT_TRUE(is_mapped_huge(s, s->map, 0));
 		EXPECT_EQ(0, madvise(s->map, s->size, advice));
 	}
-	/* And where only lost ones are left. */
+	/* Only lost pages are left to populate. */
 	lose(_metadata, s, s->nr_raw - 1);
 	map_afresh(_metadata, s);
 	EXPECT_EQ(0, madvise(raw_page(s, s->nr_raw - 1), psize(), MADV_POPULATE_READ));
@@ -1111,7 +1111,7 @@ TEST_F_TIMEOUT(kept, ring_in_lost_pages_goes_on, SLOW)
 	expect_end(_metadata, s);
 }
 
-/* As ever: the pipe doesn't ask whether its pages are lost. */
+/* As on stock, a pipe doesn't check whether its pages are lost. */
 TEST_F_TIMEOUT(kept, lost_page_can_be_read_from_a_pipe, SLOW)
 {
 	struct subject *s = &self->s;
@@ -1202,7 +1202,7 @@ TEST_F_TIMEOUT(kept, hmm_mirror_loses_the_lost_page, SLOW)
 	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
-	/* By each of its mappings. */
+	/* Consume the page through each of its mappings. */
 	map[0] = s->map;
 	map[1] = map_file(s, MAP_SHARED);
 	map[2] = map_file(s, MAP_PRIVATE | MAP_NORESERVE);
@@ -1215,16 +1215,16 @@ TEST_F_TIMEOUT(kept, hmm_mirror_loses_the_lost_page, SLOW)
 		ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i], buf, 4, &faults));
 		ASSERT_EQ(0, faults);
 	}
-	/* Early kill tells of each mapping, if the signal before was taken. */
+	/* Early kill signals each mapping, if the previous signal was handled. */
 	note_lost(_metadata, s, nr);
 	ASSERT_EQ(0, inject(s, nr));
-	EXPECT_LE(1, heard.nr);
+	EXPECT_LE(1, sigbus.nr);
 	expect_corrupted(_metadata, s);
 
 	for (i = 0; i < 3; i++) {
 		EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, map[i] + 2 * ps, buf, 1,
 					  NULL));
-		/* It can ask for all others. */
+		/* The mirror can access all other pages. */
 		EXPECT_EQ(0, mirror(fd, HMM_DMIRROR_READ, map[i], buf, 2, NULL));
 		EXPECT_TRUE(page_is_intact(buf, nr - 2));
 		EXPECT_TRUE(page_is_intact(buf + ps, nr - 1));
@@ -1295,7 +1295,7 @@ TEST_F_TIMEOUT(kept, hmm_mirror_under_load_loses_each_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	/* Machine checks take their time. */
-	unsigned long nr_errors = s->injector->for_real ? 10 : 100;
+	unsigned long nr_errors = s->injector->is_hw ? 10 : 100;
 	struct mirror_reader r = { .map = s->map, .npages = s->nr_raw };
 	char *buf = malloc(psize());
 	unsigned long i, before;
@@ -1375,12 +1375,12 @@ TEST_F_TIMEOUT(kept, core_dump_has_all_but_the_lost_page, SLOW)
 	free(core);
 }
 
-/* Both want the locks of the folio and of the mapping. */
+/* Punching and memory_failure() both take the folio lock and i_mmap_rwsem. */
 TEST_F_TIMEOUT(kept, punching_parts_does_not_deadlock, SLOW)
 {
 	struct subject *s = &self->s;
 	/* Machine checks take their time. */
-	unsigned long nr_errors = s->injector->for_real ? 10 : 500;
+	unsigned long nr_errors = s->injector->is_hw ? 10 : 500;
 	unsigned long *punched = alloc_shared(psize());
 	unsigned long i, before;
 	pid_t pid;
@@ -1397,7 +1397,7 @@ TEST_F_TIMEOUT(kept, punching_parts_does_not_deadlock, SLOW)
 	before = __atomic_load_n(punched, __ATOMIC_RELAXED);
 	for (i = 1; i <= nr_errors && i < s->nr_raw; i++)
 		lose(_metadata, s, i);
-	/* It goes on beside them, and afterwards. */
+	/* The puncher goes on during the errors, and afterwards. */
 	EXPECT_LT(before, __atomic_load_n(punched, __ATOMIC_RELAXED));
 	before = __atomic_load_n(punched, __ATOMIC_RELAXED);
 	EXPECT_TRUE(wait_until(__atomic_load_n(punched, __ATOMIC_RELAXED) != before, 1000));
@@ -1410,7 +1410,7 @@ TEST_F_TIMEOUT(kept, unpoison_is_refused_while_in_the_file, SLOW)
 	struct subject *s = &self->s;
 	char byte;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 
 	expect_not_unpoisoned(_metadata, raw_pfn(s, s->nr_raw / 2));
 	expect_not_unpoisoned(_metadata, s->head[0]);
@@ -1482,7 +1482,7 @@ TEST_F_TIMEOUT(machine_check, lost_pages_are_signalled_exactly, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 }
@@ -1491,7 +1491,7 @@ TEST_F_TIMEOUT(machine_check, release_frees_all_but_lost_pages, SLOW)
 {
 	struct subject *s = &self->s;
 
-	lose_spots(_metadata, s);
+	lose_samples(_metadata, s);
 	expect_end(_metadata, s);
 }
 
@@ -1508,7 +1508,7 @@ TEST_F_TIMEOUT(machine_check, is_signalled_in_each_mapping, SLOW)
 		expect_sigbus(_metadata, BUS_MCEERR_AR, raw_page(s, nr), pshift());
 		expect_corrupted(_metadata, s);
 
-		/* Also in one of a file opened again. */
+		/* The same in a mapping of the file opened again. */
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
 		fd = open(path, O_RDWR);
 		ASSERT_LE(0, fd);
@@ -1531,9 +1531,9 @@ TEST_F_TIMEOUT(machine_check, signals_each_process_consuming_it, SLOW)
 	if (!pid) {
 		struct subject mine = *s;	/* the fixture is shared */
 
-		if (!map_again(&mine) || inject(&mine, nr) || heard.code != BUS_MCEERR_AR ||
-		    heard.addr != (uintptr_t)raw_page(&mine, nr) ||
-		    heard.lsb != pshift())
+		if (!map_again(&mine) || inject(&mine, nr) || sigbus.code != BUS_MCEERR_AR ||
+		    sigbus.addr != (uintptr_t)raw_page(&mine, nr) ||
+		    sigbus.lsb != pshift())
 			_exit(1);
 		_exit(0);
 	}
@@ -1618,19 +1618,19 @@ FIXTURE_SETUP(two_victims)
 
 FIXTURE_TEARDOWN_SUBJECT(two_victims);
 
-/* Two threads consume two pages, or one, and each hears of its own. */
+/* Two threads consume two pages, or one, and each gets its own signal. */
 static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
 			 unsigned long nr0, unsigned long nr1)
 {
 	unsigned long nr[2] = { nr0, nr1 };
 	struct mce_victim victim[2] = {};
-	struct heard_by by[2] = {};
+	struct victim_thread by[2] = {};
 	pthread_t thread[2];
 	int cpu[2];
 	int i;
 
 	ASSERT_TRUE(mce_cpus(cpu));
-	ledger->for_ever = true;
+	undo->mce_seen = true;
 	injecting = true;
 	for (i = 0; i < 2; i++) {
 		if (!s->lost[nr[i]])
@@ -1641,12 +1641,12 @@ static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
 		by[i].victim = &victim[i];
 		ASSERT_EQ(0, pthread_create(&thread[i], NULL, suffer, &by[i]));
 	}
-	mce_shoot(ledger->monitor, MCE_LOAD, victim, 2);
+	mce_shoot(undo->monitor, MCE_LOAD, victim, 2);
 	for (i = 0; i < 2; i++) {
 		pthread_join(thread[i], NULL);
 		EXPECT_EQ(0, victim[i].error);
-		expect_heard(_metadata, &by[i].heard, BUS_MCEERR_AR, raw_page(s, nr[i]),
-			     pshift());
+		expect_signal(_metadata, &by[i].sigbus, BUS_MCEERR_AR, raw_page(s, nr[i]),
+			      pshift());
 	}
 	injecting = false;
 	expect_corrupted(_metadata, s);
@@ -1736,8 +1736,8 @@ TEST_F_TIMEOUT(plain, no_byte_is_accessible_afterwards, SLOW)
 	unsigned int i;
 
 	lose_hugepage(_metadata, s, s->nr_raw / 2);
-	for (i = 0; i < NR_SPOTS; i++) {
-		char *ptr = raw_page(s, spot(s, i)) + 8;
+	for (i = 0; i < NR_SAMPLES; i++) {
+		char *ptr = raw_page(s, sample(s, i)) + 8;
 
 		EXPECT_FALSE(try_read(ptr));
 		expect_sigbus(_metadata, BUS_MCEERR_AR, ptr, __builtin_ctzl(s->size));
@@ -1980,7 +1980,7 @@ TEST_F(policy, survives_fork)
 	pid = fork_helper();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		/* With the mapping as it was inherited. */
+		/* Use the inherited mapping. */
 		lose(_metadata, s, 3);
 		expect_intact(_metadata, s);
 		_exit(KSFT_PASS);
@@ -2057,6 +2057,6 @@ TEST_F(udmabuf, leaves_reserved_hugepages_alone)
 
 int main(int argc, char **argv)
 {
-	open_ledger();
+	open_undo();
 	return test_harness_run(argc, argv);
 }

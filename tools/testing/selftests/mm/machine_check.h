@@ -41,9 +41,9 @@
 #include <termios.h>
 #include <unistd.h>
 
-/* RIPV, EIPV, MCIP: all CPUs are told, as old ones do it */
+/* RIPV, EIPV, MCIP: broadcast to all CPUs, as old ones do */
 #define MCG_STATUS_BROADCAST	0x7ULL
-/* The same and LMCES: only this CPU is told */
+/* The same and LMCES: only this CPU gets it */
 #define MCG_STATUS_LOCAL	0xfULL
 /* The same without EIPV: what the CPU is doing has nothing to do with it */
 #define MCG_STATUS_BACKGROUND	0xdULL
@@ -60,11 +60,11 @@
 /* VAL, UC, EN, MISCV, ADDRV, S: the memory controller's patrol has found it */
 #define MCI_STATUS_SCRUB	0xbd000000000000c0ULL
 
-/* How a page is consumed, and who is told. */
+/* How a page is consumed, and which CPUs get a machine check */
 enum mce_kind {
 	MCE_LOAD,
 	MCE_FETCH,
-	MCE_BROADCAST,		/* as MCE_LOAD, but told to all CPUs */
+	MCE_BROADCAST,		/* as MCE_LOAD, but broadcast to all CPUs */
 };
 
 /* A thread that consumes the lost page @pfn at @addr on @cpu. */
@@ -121,7 +121,7 @@ static inline int mce_open_monitor(void)
 		tcsetattr(fd, TCSANOW, &line);
 		usleep(100000);
 	}
-	/* Only the opening must not wait, for a carrier. */
+	/* O_NONBLOCK was for open() only, which could wait for carrier detect. */
 	fcntl(fd, F_SETFL, O_RDWR);
 	mce_hear_monitor(fd);
 	dprintf(fd, "\n");

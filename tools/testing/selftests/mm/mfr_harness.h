@@ -177,22 +177,22 @@ static inline void setup_subject(struct __test_metadata *_metadata, struct subje
 		SKIP(return, "needs CONFIG_PROC_PAGE_MONITOR");
 	if (read_long(MF_RECOVERY, &recovery) && !recovery)
 		SKIP(return, "an error would panic: vm.memory_failure_recovery is 0");
-	if (injector->for_real && ledger->monitor < 0)
+	if (injector->is_hw && undo->monitor < 0)
 		SKIP(return, "needs the monitor of a virtual machine, see machine_check.h");
 	if (access(SOFT_OFFLINE_PAGE, W_OK))
 		SKIP(return, "needs CONFIG_MEMORY_FAILURE's soft_offline_page");
 	if ((injector == &by_scrub || injector == &by_broadcast) && mce_on_amd())
 		SKIP(return, "not a machine check on AMD's CPUs");
-	if (injector->for_real && !mce_cpus(cpu))
+	if (injector->is_hw && !mce_cpus(cpu))
 		SKIP(return, "needs CPUs without ticks: nohz_full, isolcpus");
-	if (!injector->for_real && ledger->for_ever)
+	if (!injector->is_hw && undo->mce_seen)
 		SKIP(return, "a machine check has disabled unpoisoning");
 	if (!pool_exists(size))
 		SKIP(return, "no hugepages of %lu kB here", size >> 10);
 
 	/* A test that ran out of time has not cleaned up. */
 	restore_settings();
-	settle_ledger();
+	unpoison_all();
 	restore_pools();
 
 	if (!pool_grow(size, nr_huge)) {
@@ -320,8 +320,8 @@ static inline void let_go(struct __test_metadata *_metadata, struct subject *s)
 static inline void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
 {
 	restore_settings();
-	EXPECT_EQ(0, settle_ledger());
-	if (!ledger->for_ever)
+	EXPECT_EQ(0, unpoison_all());
+	if (!undo->mce_seen)
 		EXPECT_EQ(s->corrupted, hardware_corrupted());
 	restore_pools();
 }
@@ -334,8 +334,8 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 	struct subject
 
 /* A thread got one SIGBUS, with this code, address and size. */
-static inline void expect_heard(struct __test_metadata *_metadata, const struct heard *h,
-				int code, char *addr, unsigned int lsb)
+static inline void expect_signal(struct __test_metadata *_metadata, const struct sigbus *h,
+				 int code, char *addr, unsigned int lsb)
 {
 	EXPECT_EQ(1, h->nr);
 	EXPECT_EQ(code, h->code);
@@ -346,12 +346,12 @@ static inline void expect_heard(struct __test_metadata *_metadata, const struct 
 static inline void expect_sigbus(struct __test_metadata *_metadata, int code, char *addr,
 				 unsigned int lsb)
 {
-	expect_heard(_metadata, &heard, code, addr, lsb);
+	expect_signal(_metadata, &sigbus, code, addr, lsb);
 }
 
-/* A fault tells the address it happened at, somewhere in the lost page. */
-static inline void expect_heard_fault(struct __test_metadata *_metadata,
-				      const struct heard *h, char *page)
+/* The signal of a fault has the address of the access, in the lost page. */
+static inline void expect_fault_signal(struct __test_metadata *_metadata,
+				       const struct sigbus *h, char *page)
 {
 	EXPECT_EQ(1, h->nr);
 	EXPECT_EQ(BUS_MCEERR_AR, h->code);
@@ -361,7 +361,7 @@ static inline void expect_heard_fault(struct __test_metadata *_metadata,
 
 static inline void expect_fault_in(struct __test_metadata *_metadata, char *page)
 {
-	expect_heard_fault(_metadata, &heard, page);
+	expect_fault_signal(_metadata, &sigbus, page);
 }
 
 /* Another process got the early signal for raw page @nr. */
@@ -370,7 +370,7 @@ static inline void expect_witnessed(struct __test_metadata *_metadata, struct wi
 {
 	siginfo_t si;
 
-	ASSERT_TRUE(witness_heard(w, &si, 10000));
+	ASSERT_TRUE(witness_got(w, &si, 10000));
 	EXPECT_EQ(BUS_MCEERR_AO, si.si_code);
 	EXPECT_EQ((uintptr_t)w->map + nr * psize(), (uintptr_t)si.si_addr);
 	EXPECT_EQ(pshift(), si.si_addr_lsb);
@@ -418,7 +418,7 @@ static inline void lose(struct __test_metadata *_metadata, struct subject *s,
 	if (s->map)
 		expect_sigbus(_metadata, s->injector->code, raw_page(s, nr), pshift());
 	else
-		EXPECT_EQ(0, heard.nr);
+		EXPECT_EQ(0, sigbus.nr);
 	expect_corrupted(_metadata, s);
 	/* One page that went wrong says enough. */
 	if (_metadata->exit_code)
@@ -444,7 +444,7 @@ static inline void expect_turned_away(struct __test_metadata *_metadata,
 	EXPECT_EQ(s->injector->filtered, inject(s, nr));
 	restore_filter();
 
-	EXPECT_EQ(0, heard.nr);
+	EXPECT_EQ(0, sigbus.nr);
 	expect_corrupted(_metadata, s);
 	EXPECT_FALSE(is_poisoned(raw_pfn(s, nr)));
 	EXPECT_FALSE(is_poisoned(s->head[nr / s->nr_raw]));
@@ -459,12 +459,12 @@ static inline void expect_filtered(struct __test_metadata *_metadata, struct sub
 	expect_turned_away(_metadata, s, nr);
 }
 
-static inline void lose_spots(struct __test_metadata *_metadata, struct subject *s)
+static inline void lose_samples(struct __test_metadata *_metadata, struct subject *s)
 {
 	unsigned int i;
 
-	for (i = 0; i < NR_SPOTS; i++)
-		lose(_metadata, s, spot(s, i));
+	for (i = 0; i < NR_SAMPLES; i++)
+		lose(_metadata, s, sample(s, i));
 }
 
 /*
@@ -474,7 +474,7 @@ static inline void lose_spots(struct __test_metadata *_metadata, struct subject 
 static inline void lose_many(struct __test_metadata *_metadata, struct subject *s)
 {
 	/* Machine checks take their time. */
-	unsigned long step = s->injector->for_real ? s->nr_raw / 30 :
+	unsigned long step = s->injector->is_hw ? s->nr_raw / 30 :
 			     s->nr_raw > 512 ? s->nr_raw / 300 : 1;
 	unsigned long i;
 
@@ -488,14 +488,14 @@ static inline void lose_many(struct __test_metadata *_metadata, struct subject *
 static inline void expect_not_unpoisoned(struct __test_metadata *_metadata,
 					 unsigned long pfn)
 {
-	if (!ledger->for_ever)
+	if (!undo->mce_seen)
 		EXPECT_EQ(-EBUSY, unpoison(pfn));
 }
 
 /*
  * The lost pages of a released hugepage are poisoned, and neither free nor part
- * of anything else.  The release may be left to a worker, which takes its time.
- * But at no time may a lost page be free.
+ * of anything else.  A worker may do the release later, but a lost page must not be
+ * free at any time.
  */
 static inline void expect_out_of_use(struct __test_metadata *_metadata, struct subject *s,
 				     unsigned long huge)
@@ -593,7 +593,7 @@ static inline void expect_all_come_back(struct __test_metadata *_metadata,
 	for (i = first; i < first + s->nr_raw; i++) {
 		if (!s->lost[i])
 			continue;
-		if (ledger->for_ever) {
+		if (undo->mce_seen) {
 			s->corrupted += psize() >> 10;
 		} else {
 			EXPECT_EQ(0, unpoison(raw_pfn(s, i)))
@@ -603,7 +603,7 @@ static inline void expect_all_come_back(struct __test_metadata *_metadata,
 		s->nr_lost--;
 		expect_corrupted(_metadata, s);
 	}
-	if (!ledger->for_ever)
+	if (!undo->mce_seen)
 		expect_rest_is_free(_metadata, s, huge);
 }
 
@@ -655,13 +655,13 @@ static inline void expect_replaced(struct __test_metadata *_metadata, struct sub
 }
 
 /* Give up the lost pages of hugepage 0 one by one: nothing happens before the last. */
-static inline void zero_spots(struct __test_metadata *_metadata, struct subject *s)
+static inline void zero_samples(struct __test_metadata *_metadata, struct subject *s)
 {
 	unsigned int i;
 
-	for (i = 0; i < NR_SPOTS - 1; i++)
-		EXPECT_EQ(-EIO, zero_page(s, spot(s, i)));
-	EXPECT_EQ(0, zero_page(s, spot(s, i)));
+	for (i = 0; i < NR_SAMPLES - 1; i++)
+		EXPECT_EQ(-EIO, zero_page(s, sample(s, i)));
+	EXPECT_EQ(0, zero_page(s, sample(s, i)));
 }
 
 /* End a child that would never end by itself. It must not have died before. */
@@ -742,7 +742,7 @@ static inline void leave_available(struct __test_metadata *_metadata, struct sub
 	ASSERT_EQ(nr, s->before.free - s->before.resv);
 }
 
-/* The same numbers are told in several places. */
+/* Several files show the same numbers. */
 static inline void expect_agreement(struct __test_metadata *_metadata, struct subject *s,
 				    const struct pool *pool)
 {
@@ -765,9 +765,9 @@ static inline void expect_agreement(struct __test_metadata *_metadata, struct su
 		EXPECT_EQ(pool->surplus, sum.surplus);
 	}
 
-	for (i = 0; i < ledger->nr_sizes; i++)
-		kb += pool_get(ledger->saved[i].size, "nr_hugepages") *
-		      (ledger->saved[i].size >> 10);
+	for (i = 0; i < undo->nr_sizes; i++)
+		kb += pool_get(undo->saved[i].size, "nr_hugepages") *
+		      (undo->saved[i].size >> 10);
 	EXPECT_EQ(kb, meminfo_kb("Hugetlb"));
 
 	if (default_size() != s->size)
@@ -796,7 +796,7 @@ static inline void expect_change(struct __test_metadata *_metadata, struct subje
  * the other.  It says so once, and no page of the hugepage comes back: it stays the
  * compound page that it was, and can't be unpoisoned.
  */
-static inline void expect_out_for_ever(struct __test_metadata *_metadata, struct subject *s,
+static inline void expect_out_for_good(struct __test_metadata *_metadata, struct subject *s,
 				       unsigned long huge, const char *why)
 {
 	unsigned long first = huge * s->nr_raw;
@@ -827,7 +827,7 @@ static inline void expect_out_for_ever(struct __test_metadata *_metadata, struct
 #define NOT_ALL_KNOWN	"not all of its lost raw pages are known"
 #define NOT_RESTORED	"no memory to restore its vmemmap"
 
-/* With one hugepage of 1 GiB to be had. */
+/* Leave one free hugepage of 1 GiB. */
 static inline void setup_demotion(struct __test_metadata *_metadata, struct subject *s,
 				  const struct injector *injector, struct pool *small)
 {
@@ -888,17 +888,17 @@ static inline void poison_free_pages(struct __test_metadata *_metadata, struct s
 }
 
 static inline void poison_free_hugepage(struct __test_metadata *_metadata, struct subject *s,
-					unsigned int first_spot, unsigned int nr_spots)
+					unsigned int first_sample, unsigned int nr_samples)
 {
-	unsigned long pages[NR_SPOTS];
+	unsigned long pages[NR_SAMPLES];
 	unsigned int i;
 
-	for (i = 0; i < nr_spots; i++)
-		pages[i] = spot(s, first_spot + i);
-	poison_free_pages(_metadata, s, pages, nr_spots);
+	for (i = 0; i < nr_samples; i++)
+		pages[i] = sample(s, first_sample + i);
+	poison_free_pages(_metadata, s, pages, nr_samples);
 }
 
-/* With fresh hugepages, made with the optimization or without. */
+/* Fill the pool with hugepages that were optimized, or not. */
 static inline void setup_optimized(struct __test_metadata *_metadata, struct subject *s,
 				   bool hvo, long *memmap, long *memmap_less)
 {

@@ -37,15 +37,15 @@ static const char * const settings[NR_SETTINGS] = {
 	HVO,
 };
 
-struct ledger *ledger;
-__thread struct heard heard;
+struct undo *undo;
+__thread struct sigbus sigbus;
 atomic_bool injecting;
 int mce_at = -1;
 
 static atomic_bool accessing;
 static sigjmp_buf access_jmp_buf;
 
-/* For handlers of SIGBUS elsewhere: mce_release_victim() as this file knows it. */
+/* mce_release_victim() for other files' SIGBUS handlers: the victim is this file's. */
 void release_victim(void)
 {
 	mce_release_victim();
@@ -53,16 +53,16 @@ void release_victim(void)
 
 void handle_sigbus(int sig, siginfo_t *si, void *ucontext)
 {
-	heard.nr++;
-	heard.code = si->si_code;
-	heard.lsb = si->si_addr_lsb;
-	heard.addr = (uintptr_t)si->si_addr;
+	sigbus.nr++;
+	sigbus.code = si->si_code;
+	sigbus.lsb = si->si_addr_lsb;
+	sigbus.addr = (uintptr_t)si->si_addr;
 
 	mce_release_victim();
 	if (accessing)
 		siglongjmp(access_jmp_buf, 1);
 
-	/* An access that nobody expected to fail would fail for ever. */
+	/* An access outside try_access() would fault forever: die. */
 	if (!injecting && si->si_code != BUS_MCEERR_AO)
 		signal(SIGBUS, SIG_DFL);
 }
@@ -81,7 +81,7 @@ bool try_access(char *ptr, bool write)
 {
 	bool failed;
 
-	heard.nr = 0;
+	sigbus.nr = 0;
 	failed = sigsetjmp(access_jmp_buf, 1) != 0;
 	if (!failed) {
 		accessing = true;
@@ -143,8 +143,8 @@ int consume_as(enum mce_kind kind, struct mce_victim *victim)
 		return -ENODEV;
 
 	victim->cpu = cpu[0];
-	ledger->for_ever = true;
-	return mce_consume_as(ledger->monitor, kind, victim);
+	undo->mce_seen = true;
+	return mce_consume_as(undo->monitor, kind, victim);
 }
 
 static int consume(enum mce_kind kind, char *addr, unsigned long pfn)
@@ -156,10 +156,10 @@ static int consume(enum mce_kind kind, char *addr, unsigned long pfn)
 
 void *suffer(void *arg)
 {
-	struct heard_by *by = arg;
+	struct victim_thread *by = arg;
 
 	mce_suffer(MCE_LOAD, by->victim);
-	by->heard = heard;
+	by->sigbus = sigbus;
 	return NULL;
 }
 
@@ -178,14 +178,14 @@ static int inject_broadcast(char *addr, unsigned long pfn)
 	return consume(MCE_BROADCAST, addr, pfn);
 }
 
-/* A machine check that tells of an error which nobody has consumed. */
+/* A machine check for an error that no CPU has consumed */
 static int inject_scrub(char *addr, unsigned long pfn)
 {
 	unsigned long before = hardware_corrupted();
 	int i;
 
-	ledger->for_ever = true;
-	mce_scrub(ledger->monitor, pfn);
+	undo->mce_seen = true;
+	mce_scrub(undo->monitor, pfn);
 
 	/* A worker deals with it, sends signals and counts.  (A repeat doesn't count.) */
 	for (i = 0; i < 400 && hardware_corrupted() == before; i++)
@@ -261,49 +261,49 @@ void mark_workers(bool mark)
 	}
 	if (dir)
 		closedir(dir);
-	ledger->workers = mark;
+	undo->workers = mark;
 }
 
 const struct injector by_madvise = {
 	.inject = inject_madvise,
 	.code = BUS_MCEERR_AR,
-	.again = -EFAULT,
+	.repeat_ret = -EFAULT,
 };
 
 const struct injector by_pfn = {
 	.inject = inject_corrupt_pfn,
 	.code = BUS_MCEERR_AO,
-	.again = -EHWPOISON,
+	.repeat_ret = -EHWPOISON,
 };
 
 const struct injector by_mce = {
 	.inject = inject_mce,
 	.code = BUS_MCEERR_AR,
-	.again_is_heard = true,
+	.repeat_signals = true,
 	.filtered = -ETIMEDOUT,
-	.for_real = true,
+	.is_hw = true,
 };
 
 const struct injector by_fetch = {
 	.inject = inject_fetch,
 	.code = BUS_MCEERR_AR,
-	.again_is_heard = true,
-	.for_real = true,
+	.repeat_signals = true,
+	.is_hw = true,
 };
 
 const struct injector by_broadcast = {
 	.inject = inject_broadcast,
 	.code = BUS_MCEERR_AR,
-	.again_is_heard = true,
-	.for_real = true,
+	.repeat_signals = true,
+	.is_hw = true,
 };
 
 const struct injector by_scrub = {
 	.inject = inject_scrub,
 	.code = BUS_MCEERR_AO,
-	.again = -ETIMEDOUT,
+	.repeat_ret = -ETIMEDOUT,
 	.filtered = -ETIMEDOUT,
-	.for_real = true,
+	.is_hw = true,
 };
 
 bool read_long(const char *path, long *val)
@@ -526,17 +526,17 @@ bool make_group(bool *memory)
 {
 	char has[256] = "";
 
-	ledger->group = true;
+	undo->group = true;
 	*memory = mount_privately("cgroup2", CGROUP2_HUGETLB);
-	if (!*memory && !mount_privately("cgroup2", ledger->cgroup_options))
+	if (!*memory && !mount_privately("cgroup2", undo->cgroup_options))
 		return false;
 	read_text(MOUNT "/cgroup.controllers", has, sizeof(has));
 	*memory = *memory && strstr(has, "memory");
 	if (!strstr(has, "hugetlb"))
 		return false;
 	read_text(MOUNT "/cgroup.subtree_control", has, sizeof(has));
-	ledger->had_hugetlb = strstr(has, "hugetlb");
-	ledger->had_memory = strstr(has, "memory");
+	undo->had_hugetlb = strstr(has, "hugetlb");
+	undo->had_memory = strstr(has, "memory");
 	return write_group("", "cgroup.subtree_control",
 			   *memory ? "+hugetlb +memory" : "+hugetlb") &&
 	       !mkdir(MOUNT GROUP, 0700);
@@ -546,24 +546,24 @@ static void remove_group(void)
 {
 	pid_t pid;
 
-	if (!ledger->group)
+	if (!undo->group)
 		return;
 
 	/* A killed test may take a while to leave it. */
 	pid = fork();
 	if (!pid) {
-		if (!mount_privately("cgroup2", ledger->cgroup_options))
+		if (!mount_privately("cgroup2", undo->cgroup_options))
 			_exit(KSFT_FAIL);
 		wait_until((rmdir(MOUNT GROUP "/child"),
 			    !rmdir(MOUNT GROUP) || errno == ENOENT), 20000);
-		if (!ledger->had_hugetlb)
+		if (!undo->had_hugetlb)
 			write_group("", "cgroup.subtree_control", "-hugetlb");
-		if (!ledger->had_memory)
+		if (!undo->had_memory)
 			write_group("", "cgroup.subtree_control", "-memory");
 		_exit(KSFT_PASS);
 	}
 	waitpid(pid, NULL, 0);
-	ledger->group = false;
+	undo->group = false;
 }
 
 const char *pool_path(unsigned long size, const char *name)
@@ -587,7 +587,7 @@ long pool_get(unsigned long size, const char *name)
 	return read_long(pool_path(size, name), &val) ? val : -1;
 }
 
-/* Whoever computes @val may use pool_path() for that. */
+/* @val may come from a call that uses pool_path(), too. */
 bool pool_set(unsigned long size, const char *name, long val)
 {
 	return write_long(pool_path(size, name), val);
@@ -670,7 +670,7 @@ static void save_settings(void)
 	unsigned int i;
 	int node;
 
-	while (dir && ledger->nr_sizes < MAX_SIZES) {
+	while (dir && undo->nr_sizes < MAX_SIZES) {
 		unsigned long size;
 
 		entry = readdir(dir);
@@ -679,29 +679,29 @@ static void save_settings(void)
 		if (sscanf(entry->d_name, "hugepages-%lukB", &size) != 1)
 			continue;
 		size <<= 10;
-		i = ledger->nr_sizes;
-		ledger->saved[i].size = size;
-		ledger->saved[i].nr = pool_get(size, "nr_hugepages");
-		ledger->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
-		ledger->saved[i].demote_kb = pool_get(size, "demote_size");
+		i = undo->nr_sizes;
+		undo->saved[i].size = size;
+		undo->saved[i].nr = pool_get(size, "nr_hugepages");
+		undo->saved[i].overcommit = pool_get(size, "nr_overcommit_hugepages");
+		undo->saved[i].demote_kb = pool_get(size, "demote_size");
 		for (node = 0; node < MAX_NODES; node++)
-			ledger->saved[i].node_nr[node] =
+			undo->saved[i].node_nr[node] =
 				node_pool_get(node, size, "nr_hugepages");
-		ledger->nr_sizes++;
+		undo->nr_sizes++;
 	}
 
 	if (dir)
 		closedir(dir);
 
-	read_text(CORE_PATTERN, ledger->core_pattern, sizeof(ledger->core_pattern));
+	read_text(CORE_PATTERN, undo->core_pattern, sizeof(undo->core_pattern));
 	for (i = 0; i < ARRAY_SIZE(filters); i++)
-		if (!read_long(filters[i], &ledger->filter[i]))
-			ledger->filter[i] = -1;
-	if (!read_long(SOFT_OFFLINE, &ledger->soft_offline))
-		ledger->soft_offline = 1;
+		if (!read_long(filters[i], &undo->filter[i]))
+			undo->filter[i] = -1;
+	if (!read_long(SOFT_OFFLINE, &undo->soft_offline))
+		undo->soft_offline = 1;
 	for (i = 0; i < NR_SETTINGS; i++)
-		read_text(settings[i], ledger->setting[i], sizeof(ledger->setting[i]));
-	cgroup2_options(ledger->cgroup_options);
+		read_text(settings[i], undo->setting[i], sizeof(undo->setting[i]));
+	cgroup2_options(undo->cgroup_options);
 }
 
 /* Let only errors in the memory of one device pass, which doesn't exist. */
@@ -716,17 +716,17 @@ void restore_filter(void)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(filters); i++)
-		write_long(filters[i], ledger->filter[i]);
+		write_long(filters[i], undo->filter[i]);
 }
 
 void restore_soft_offline(void)
 {
-	write_long(SOFT_OFFLINE, ledger->soft_offline);
+	write_long(SOFT_OFFLINE, undo->soft_offline);
 }
 
 static void restore_setting(const char *path, const char *was)
 {
-	char now[sizeof(ledger->core_pattern)];
+	char now[sizeof(undo->core_pattern)];
 
 	if (read_text(path, now, sizeof(now)) > 0 && strcmp(now, was))
 		write_text(path, was);
@@ -739,17 +739,17 @@ void restore_settings(void)
 
 	/* Faults first: while there are any, nothing else is certain. */
 	for (i = 0; i < NR_SETTINGS; i++)
-		restore_setting(settings[i], ledger->setting[i]);
-	if (ledger->workers)
+		restore_setting(settings[i], undo->setting[i]);
+	if (undo->workers)
 		mark_workers(false);
 	remove_group();
 	restore_filter();
 	restore_soft_offline();
-	restore_setting(CORE_PATTERN, ledger->core_pattern);
+	restore_setting(CORE_PATTERN, undo->core_pattern);
 	rmdir(TRACING);
 }
 
-/* What hugepages are to become: the next smaller size, unless told otherwise. */
+/* Set the size to demote to; the default is the next smaller one. */
 bool demote_to(unsigned long size, unsigned long smaller)
 {
 	return pool_set(size, "demote_size", smaller);
@@ -766,20 +766,20 @@ void restore_pools(void)
 	unsigned int i;
 	int node;
 
-	for (i = 0; i < ledger->nr_sizes; i++) {
-		unsigned long size = ledger->saved[i].size;
+	for (i = 0; i < undo->nr_sizes; i++) {
+		unsigned long size = undo->saved[i].size;
 
-		restore_pool(size, "nr_overcommit_hugepages", ledger->saved[i].overcommit);
-		restore_pool(size, "nr_hugepages", ledger->saved[i].nr);
-		if (pool_get(size, "demote_size") != ledger->saved[i].demote_kb)
-			demote_to(size, ledger->saved[i].demote_kb << 10);
+		restore_pool(size, "nr_overcommit_hugepages", undo->saved[i].overcommit);
+		restore_pool(size, "nr_hugepages", undo->saved[i].nr);
+		if (pool_get(size, "demote_size") != undo->saved[i].demote_kb)
+			demote_to(size, undo->saved[i].demote_kb << 10);
 	}
 
 	/* The pools are restored as a whole: restore the share of each node. */
-	for (i = 0; i < ledger->nr_sizes; i++)
+	for (i = 0; i < undo->nr_sizes; i++)
 		for (node = 0; node < MAX_NODES; node++) {
-			unsigned long size = ledger->saved[i].size;
-			long nr = ledger->saved[i].node_nr[node];
+			unsigned long size = undo->saved[i].size;
+			long nr = undo->saved[i].node_nr[node];
 
 			if (nr >= 0 && node_pool_get(node, size, "nr_hugepages") != nr)
 				node_pool_set(node, size, "nr_hugepages", nr);
@@ -918,40 +918,40 @@ long mf_stat(const char *name)
  * that was just killed may still hold them, or be about to release them: only
  * the counter tells when that is done.  Returns how many kB resisted.
  */
-long settle_ledger(void)
+long unpoison_all(void)
 {
 	unsigned int i, tries;
 
 	/* A kernel that finds mistakes takes its time to free 1 GiB. */
-	for (tries = 0; ledger->nr_poison && !ledger->for_ever && tries < 3000; tries++) {
+	for (tries = 0; undo->nr_poison && !undo->mce_seen && tries < 3000; tries++) {
 		if (tries)
 			usleep(20000);
-		for (i = 0; i < ledger->nr_poison; i++)
-			if (!is_poisoned(ledger->poison[i].pfn) ||
-			    unpoison(ledger->poison[i].pfn))
-				if (is_poisoned(ledger->poison[i].head))
-					unpoison(ledger->poison[i].head);
-		if (hardware_corrupted() == ledger->corrupted)
+		for (i = 0; i < undo->nr_poison; i++)
+			if (!is_poisoned(undo->poison[i].pfn) ||
+			    unpoison(undo->poison[i].pfn))
+				if (is_poisoned(undo->poison[i].head))
+					unpoison(undo->poison[i].head);
+		if (hardware_corrupted() == undo->corrupted)
 			break;
 	}
 
-	if (!ledger->nr_poison)
+	if (!undo->nr_poison)
 		return 0;
-	ledger->nr_poison = 0;
-	return ledger->for_ever ? 0 : hardware_corrupted() - ledger->corrupted;
+	undo->nr_poison = 0;
+	return undo->mce_seen ? 0 : hardware_corrupted() - undo->corrupted;
 }
 
 /* Before the page is poisoned, for the test may not come back from it. */
 bool note_poison(unsigned long pfn, unsigned long head)
 {
-	if (ledger->nr_poison >= MAX_POISON)
+	if (undo->nr_poison >= MAX_POISON)
 		return false;
 
-	if (!ledger->nr_poison)
-		ledger->corrupted = hardware_corrupted();
-	ledger->poison[ledger->nr_poison].pfn = pfn;
-	ledger->poison[ledger->nr_poison].head = head;
-	ledger->nr_poison++;
+	if (!undo->nr_poison)
+		undo->corrupted = hardware_corrupted();
+	undo->poison[undo->nr_poison].pfn = pfn;
+	undo->poison[undo->nr_poison].head = head;
+	undo->nr_poison++;
 	return true;
 }
 
@@ -1075,7 +1075,7 @@ int inject(struct subject *s, unsigned long nr)
 {
 	int ret;
 
-	heard.nr = 0;
+	sigbus.nr = 0;
 	injecting = true;
 	ret = s->injector->inject(s->map ? raw_page(s, nr) : NULL, raw_pfn(s, nr));
 	injecting = false;
@@ -1094,28 +1094,28 @@ void give_up(struct subject *s, unsigned long huge)
 		s->lost[i] = false;
 		s->nr_lost--;
 		s->corrupted += kb;
-		ledger->corrupted += kb;
+		undo->corrupted += kb;
 	}
-	while (j < ledger->nr_poison)
-		if (ledger->poison[j].head == s->head[huge])
-			ledger->poison[j] = ledger->poison[--ledger->nr_poison];
+	while (j < undo->nr_poison)
+		if (undo->poison[j].head == s->head[huge])
+			undo->poison[j] = undo->poison[--undo->nr_poison];
 		else
 			j++;
 }
 
 /* Places in a hugepage where a mistake would show. */
-unsigned long spot(struct subject *s, unsigned int i)
+unsigned long sample(struct subject *s, unsigned int i)
 {
 	unsigned long nr = s->nr_raw;
 	unsigned long line = s->size > SZ_2M ? SZ_2M / psize() : nr / 4;
-	const unsigned long spots[NR_SPOTS] = {
+	const unsigned long samples[NR_SAMPLES] = {
 		0, nr - 1,		/* head and last page */
 		line - 1, line,		/* both sides of a 2 MiB line */
 		1, nr - 2,
 		nr / 2, nr / 2 + 3,
 	};
 
-	return spots[i];
+	return samples[i];
 }
 
 /*
@@ -1197,7 +1197,7 @@ pid_t fork_helper(void)
 
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		/* It may be dead already. */
+		/* The witness may be dead already. */
 		if (getppid() != parent)
 			raise(SIGKILL);
 	}
@@ -1254,7 +1254,7 @@ void be_witness(struct subject *s, int policy, struct helper *h)
 	_exit(KSFT_FAIL);
 }
 
-bool witness_heard(struct witness *w, siginfo_t *si, int timeout_ms)
+bool witness_got(struct witness *w, siginfo_t *si, int timeout_ms)
 {
 	struct pollfd pfd = { .fd = w->helper.line, .events = POLLIN };
 	char *map;
@@ -1304,7 +1304,7 @@ void prepare_fixed(struct ring *r, int opcode, int fd, void *addr, size_t len)
 	r->sqe->fd = fd;
 	r->sqe->addr = (uintptr_t)addr;
 	r->sqe->len = len;
-	/* Of sockets the opcode doesn't say that. */
+	/* For sockets the opcode doesn't say whether it reads. */
 	if (opcode == IORING_OP_SEND || opcode == IORING_OP_RECV ||
 	    opcode == IORING_OP_SEND_ZC)
 		r->sqe->ioprio = IORING_RECVSEND_FIXED_BUF;
@@ -1423,8 +1423,8 @@ static long cma_sum(const char *name)
 }
 
 /*
- * What CMA believes it has left, in all areas; -1 if it doesn't tell.  In older kernels
- * it tells what has come and gone: take that from a number that is large enough.
+ * The free pages of all CMA areas, or -1 if sysfs doesn't show them.  Older kernels show
+ * only how many were allocated and released: subtract these from a large number.
  */
 long nr_cma_pages(void)
 {
@@ -1568,7 +1568,7 @@ bool let_go_on(void)
 /* How a page gets lost that no process maps, and what a repeat returns. */
 const struct injector *by_address(struct subject *s)
 {
-	return s->injector->for_real && !mce_on_amd() ? &by_scrub : &by_pfn;
+	return s->injector->is_hw && !mce_on_amd() ? &by_scrub : &by_pfn;
 }
 
 /* How many hugepages the pool is meant to have. */
@@ -1655,13 +1655,13 @@ bool hold_cpu(bool hold)
 	       !sched_setscheduler(0, policy, &param);
 }
 
-/* For tests that could not: give back what they have taken. */
+/* Undo what tests that died have left. */
 void clean_up(void)
 {
-	if (getpid() != ledger->owner)
+	if (getpid() != undo->owner)
 		return;
 	restore_settings();
-	settle_ledger();
+	unpoison_all();
 	restore_pools();
 }
 
@@ -1685,14 +1685,14 @@ static bool unpoisoning_is_disabled(void)
 	return disabled;
 }
 
-void open_ledger(void)
+void open_undo(void)
 {
-	ledger = alloc_shared(sizeof(*ledger));
-	if (!ledger)
+	undo = alloc_shared(sizeof(*undo));
+	if (!undo)
 		ksft_exit_fail_perror("mmap");
-	ledger->owner = getpid();
-	ledger->monitor = mce_open_monitor();
-	ledger->for_ever = unpoisoning_is_disabled();
+	undo->owner = getpid();
+	undo->monitor = mce_open_monitor();
+	undo->mce_seen = unpoisoning_is_disabled();
 	save_settings();
 	atexit(clean_up);
 	signal(SIGINT, clean_up_and_die);

@@ -9,7 +9,7 @@
  * MFD_MF_KEEP_UE_MAPPED.
  *
  * The tests size the pools themselves and put them back.  All that was poisoned is
- * recorded in a ledger and unpoisoned when a test has ended, however it did.
+ * recorded in struct undo, and unpoisoned when a test has ended, however it did.
  */
 #ifndef _SELFTESTS_MM_MFR_UTIL_H
 #define _SELFTESTS_MM_MFR_UTIL_H
@@ -107,14 +107,14 @@
 #define SZ_2M			(2UL << 20)
 #define SZ_1G			(512 * SZ_2M)
 
-#define NR_SPOTS		8
+#define NR_SAMPLES		8
 #define MAX_POISON		16384
 #define MAX_SIZES		16
 #define MAX_NODES		64
 #define NR_FILTERS		5
 #define NR_SETTINGS		12
 
-/* In a mount namespace of their own, where nobody else misses what is there. */
+/* Mounted over in a mount namespace of the test's own */
 #define MOUNT			"/tmp"
 #define GROUP			"/hugetlb-mfr"
 #define CGROUP2_HUGETLB		"memory_hugetlb_accounting"
@@ -124,7 +124,7 @@
  * is shared with all tests, so that a test that dies or runs out of time leaves
  * nothing behind.
  */
-struct ledger {
+struct undo {
 	unsigned long corrupted;	/* HardwareCorrupted when it was empty */
 	unsigned int nr_poison;
 	struct {
@@ -149,11 +149,11 @@ struct ledger {
 	bool had_memory;
 	char cgroup_options[128];
 	int monitor;			/* line to the virtual machine's, or -1 */
-	bool for_ever;			/* a machine check: no unpoisoning any more */
+	bool mce_seen;			/* a machine check: no unpoisoning any more */
 	pid_t owner;
 };
 
-extern struct ledger *ledger;
+extern struct undo *undo;
 
 struct pool {
 	long nr;
@@ -173,10 +173,10 @@ struct pool {
 struct injector {
 	int (*inject)(char *addr, unsigned long pfn);
 	int code;
-	int again;		/* what injecting into a lost page returns, */
+	int repeat_ret;		/* what injecting into a lost page returns, */
 	int filtered;		/* and an error that the filter turns away */
-	bool again_is_heard;
-	bool for_real;
+	bool repeat_signals;
+	bool is_hw;
 };
 
 extern const struct injector by_madvise;
@@ -204,22 +204,22 @@ struct subject {
 };
 
 /* The contents of the last SIGBUS to this thread, and how many there were. */
-struct heard {
+struct sigbus {
 	int nr;
 	int code;
 	int lsb;
 	uintptr_t addr;
 };
 
-extern __thread struct heard heard;
+extern __thread struct sigbus sigbus;
 
 /* Is a SIGBUS to be expected that interrupts no access? */
 extern atomic_bool injecting;
 
-/* A victim in a thread of its own, and what it has heard */
-struct heard_by {
+/* A victim in a thread of its own, and its last SIGBUS */
+struct victim_thread {
 	struct mce_victim *victim;
-	struct heard heard;
+	struct sigbus sigbus;
 };
 
 /* The line to mce-at, or -1. */
@@ -233,7 +233,7 @@ bool try_access(char *ptr, bool write);
 bool try_read(char *ptr);
 bool try_write(char *ptr);
 
-/* For what happens then, not for the byte. */
+/* Trigger a read fault; the value is discarded. */
 static inline void read_byte(const char *ptr)
 {
 	asm volatile("" : : "r" (*ptr) : "memory");
@@ -338,8 +338,8 @@ void drain_percpu_lists(int drain, unsigned long pfn);
 void close_drain(int drain);
 
 /* The poisoned pages */
-void open_ledger(void);
-long settle_ledger(void);
+void open_undo(void);
+long unpoison_all(void);
 bool note_poison(unsigned long pfn, unsigned long head);
 void clean_up(void);
 
@@ -355,7 +355,7 @@ unsigned long nr_changed_pages(struct subject *s);
 bool is_mapped_huge(struct subject *s, char *map, unsigned long nr);
 bool need_more_hugepages(struct subject *s, long nr);
 void give_up(struct subject *s, unsigned long huge);
-unsigned long spot(struct subject *s, unsigned int i);
+unsigned long sample(struct subject *s, unsigned int i);
 void wait_for_release(struct subject *s, long gone);
 int punch(struct subject *s, off_t start, off_t len);
 int zero(struct subject *s, off_t start, off_t len);
@@ -382,7 +382,7 @@ static inline unsigned long neighbour(unsigned long nr)
 void *alloc_shared(size_t size);
 pid_t fork_helper(void);
 
-/* One that is told when to go on, and tells when it is ready. */
+/* A child that waits for tell() and reports by tell() in turn */
 struct helper {
 	pid_t pid;
 	int line;
@@ -402,7 +402,7 @@ struct witness {
 };
 
 void be_witness(struct subject *s, int policy, struct helper *h);
-bool witness_heard(struct witness *w, siginfo_t *si, int timeout_ms);
+bool witness_got(struct witness *w, siginfo_t *si, int timeout_ms);
 void stop_witness(struct witness *w);
 
 /* Missing in the headers of 6.12: IORING_OP_READV_FIXED, _WRITEV_FIXED */

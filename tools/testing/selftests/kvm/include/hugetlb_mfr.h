@@ -47,7 +47,7 @@ struct subject {
 	u64 lost[MAX_ERRORS];
 	u64 nr_lost;
 	int monitor;
-	bool for_real;			/* machine checks: nothing can be unpoisoned */
+	bool is_hw;			/* machine checks: nothing can be unpoisoned */
 	u64 nr_hugepages;		/* in the pool, before, */
 	u64 nr_hugepages_with;		/* and with those of the test */
 	u64 corrupted;			/* HardwareCorrupted, before */
@@ -162,7 +162,7 @@ static inline void lose_page(struct subject *s, u64 page)
 
 	TEST_ASSERT(s->nr_lost < MAX_ERRORS, "too many errors");
 	s->lost[s->nr_lost++] = page;
-	if (!s->for_real) {
+	if (!s->is_hw) {
 		TEST_ASSERT(write_number(CORRUPT_PFN, pfn), CORRUPT_PFN);
 		return;
 	}
@@ -193,7 +193,7 @@ static inline void lose_more(struct subject *s, u64 page, u64 offset, int lsb)
 
 /* The pool gets the hugepages of the test. */
 static inline void setup_subject(struct __test_metadata *_metadata, struct subject *s,
-				 u64 hugepage, u64 nr_huge, bool for_real)
+				 u64 hugepage, u64 nr_huge, bool is_hw)
 {
 	int cpu[2];
 
@@ -202,11 +202,11 @@ static inline void setup_subject(struct __test_metadata *_metadata, struct subje
 	s->hugepage = hugepage;
 	s->nr_huge = nr_huge;
 	s->nr_pages = nr_huge * hugepage / psize();
-	s->for_real = for_real;
+	s->is_hw = is_hw;
 
 	if (access(CORRUPT_PFN, W_OK) || access(UNPOISON_PFN, W_OK))
 		SKIP(return, "needs root, debugfs and hwpoison-inject");
-	if (for_real) {
+	if (is_hw) {
 		s->monitor = mce_open_monitor();
 		if (s->monitor < 0 || !mce_cpus(cpu))
 			SKIP(return, "needs QEMU's monitor, see mm/machine_check.h");
@@ -222,7 +222,7 @@ static inline void setup_subject(struct __test_metadata *_metadata, struct subje
 	s->corrupted = hardware_corrupted();
 }
 
-/* It is the parent's: a test that failed has let go of its memory, too. */
+/* Run by the parent: a failed test has released its memory, too. */
 static inline void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
 {
 	int tries;
@@ -231,7 +231,7 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 	if (!s->nr_hugepages_with)
 		return;
 	/* A worker may be busy releasing it. */
-	for (tries = 0; tries < 100 && !s->for_real; tries++) {
+	for (tries = 0; tries < 100 && !s->is_hw; tries++) {
 		for (i = 0; i < s->nr_lost; i++)
 			if (!write_number(UNPOISON_PFN, pfn_of(s, s->lost[i])))
 				write_number(UNPOISON_PFN,
@@ -240,7 +240,7 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 			break;
 		usleep(20000);
 	}
-	if (!s->for_real)
+	if (!s->is_hw)
 		EXPECT_EQ(s->corrupted, hardware_corrupted());
 	write_number(pool(s->hugepage, "nr_hugepages"), s->nr_hugepages);
 }

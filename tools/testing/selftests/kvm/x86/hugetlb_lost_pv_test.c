@@ -630,7 +630,7 @@ FIXTURE(lost_page) {
 
 FIXTURE_VARIANT(lost_page) {
 	u64 hugepage;
-	bool for_real;
+	bool is_hw;
 };
 
 FIXTURE_VARIANT_ADD(lost_page, corrupt_pfn_2m) {
@@ -642,7 +642,7 @@ FIXTURE_VARIANT_ADD(lost_page, corrupt_pfn_1g) {
 };
 
 FIXTURE_VARIANT_ADD(lost_page, mce_2m) {
-	.hugepage = SZ_2M, .for_real = true,
+	.hugepage = SZ_2M, .is_hw = true,
 };
 
 FIXTURE_SETUP(lost_page)
@@ -655,7 +655,7 @@ FIXTURE_SETUP(lost_page)
 		TH_LOG("no MFD_MF_KEEP_UE_MAPPED here");
 	close(fd);
 
-	setup_subject(_metadata, &self->l.s, variant->hugepage, 1, variant->for_real);
+	setup_subject(_metadata, &self->l.s, variant->hugepage, 1, variant->is_hw);
 }
 
 FIXTURE_TEARDOWN_PARENT(lost_page)
@@ -694,7 +694,7 @@ static void lose(struct __test_metadata *_metadata, struct loss *l)
 	memcpy(l->before, host_page(&l->vmm, l->page), PAGE_SIZE);
 	expect_signals();
 	lose_page(&l->s, l->page);
-	EXPECT_EQ(l->s.for_real, hit.nr);
+	EXPECT_EQ(l->s.is_hw, hit.nr);
 	if (hit.nr) {
 		EXPECT_EQ(host_page(&l->vmm, l->page), hit.addr);
 		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
@@ -712,7 +712,7 @@ static void expect_untouched(struct __test_metadata *_metadata, struct loss *l)
 
 	EXPECT_EQ(0, hit.nr);
 	EXPECT_FALSE(was_dirtied(vmm, l->page));
-	if (!l->s.for_real)
+	if (!l->s.is_hw)
 		EXPECT_EQ(0, memcmp(l->before, host_page(vmm, l->page), PAGE_SIZE));
 }
 
@@ -858,7 +858,7 @@ static void *lose_meanwhile(void *arg)
 	lose(m->_metadata, l);
 	/* These were KVM's writes before the loss. */
 	was_dirtied(vmm, l->page);
-	if (!l->s.for_real)
+	if (!l->s.is_hw)
 		memcpy(l->before, host_page(vmm, l->page), PAGE_SIZE);
 	advance_clock(vmm);
 	want_cpu(&m->rival);

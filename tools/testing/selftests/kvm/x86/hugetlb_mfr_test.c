@@ -272,7 +272,7 @@ struct vmm {
 	struct kvm_vcpu *vcpu;
 	/* Called for a page that the guest is going to use. */
 	void (*happens)(struct subject *s, u64 page);
-	/* A lost page that another thread wants the guest to hear of, or NONE. */
+	/* A lost page that another thread wants reported to the guest, or NONE. */
 	atomic_ulong told;
 };
 
@@ -333,7 +333,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *context)
 	if (si->si_code != BUS_MCEERR_AR)
 		return;
 
-	/* The guest must hear of it before it goes on. */
+	/* The guest must get the machine check before it goes on. */
 	required.page = offset / PAGE_SIZE;
 	required.pending = true;
 	if (this_run)
@@ -342,7 +342,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *context)
 	mce_release_victim();
 }
 
-/* It ends KVM_RUN, which is all that it is for. */
+/* The only purpose of this signal is to end KVM_RUN. */
 static void on_kick(int sig)
 {
 }
@@ -393,12 +393,12 @@ static void hand_over(struct vmm *vmm, u64 page, u64 mcg_status, u64 status)
 	vcpu_ioctl(vmm->vcpu, KVM_X86_SET_MCE, &mce);
 }
 
-/* Tell the guest of the losses it has yet to hear of, one at a time. */
+/* Inject a machine check for each loss not yet reported, one at a time. */
 static void hand_over_all(struct vmm *vmm)
 {
 	struct kvm_vcpu *vcpu = vmm->vcpu;
 
-	/* First this: what comes now will set it again. */
+	/* Clear this first: signals from now on set it again. */
 	vcpu->run->immediate_exit = false;
 
 	if (required.pending) {
@@ -531,7 +531,7 @@ static void unmap(struct subject *s, u64 page)
 }
 
 static void setup(struct __test_metadata *_metadata, struct vmm *vmm, u64 hugepage,
-		  u64 nr_huge, bool for_real)
+		  u64 nr_huge, bool is_hw)
 {
 	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
 	struct sigaction kick = { .sa_handler = on_kick };
@@ -539,7 +539,7 @@ static void setup(struct __test_metadata *_metadata, struct vmm *vmm, u64 hugepa
 	vmm->happens = lose_page;
 	if (!kvm_is_tdp_enabled())
 		SKIP(return, "needs page tables of two stages");
-	setup_subject(_metadata, &vmm->s, hugepage, nr_huge, for_real);
+	setup_subject(_metadata, &vmm->s, hugepage, nr_huge, is_hw);
 	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
 	ASSERT_EQ(0, sigaction(SIGUSR1, &kick, NULL));
 }
@@ -657,14 +657,14 @@ TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_the_page, SLOW)
 		ASSERT_EQ(0, pthread_create(&thread, NULL, run_vcpu, vmm));
 		usleep(10000);
 
-		/* This thread has asked for it, and hears of it. */
+		/* This thread gets the signal: it asked for early ones. */
 		lose_page(&vmm->s, page);
 		EXPECT_EQ(1, hit.nr);
 		EXPECT_EQ(page, hit.page);
 		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
 		EXPECT_EQ(i + 1, nr_lost);
 
-		/* It leaves a note, and makes the vCPU's thread look at it. */
+		/* The page is noted, and the vCPU's thread kicked to look at it. */
 		vmm->told = hit.page;
 		vmm->vcpu->run->immediate_exit = true;
 		pthread_kill(thread, SIGUSR1);
@@ -761,7 +761,7 @@ TEST_F_TIMEOUT(healed_guest, has_all_words_outside_lost_lines, SLOW)
 	EXPECT_EQ(WORDS - 2 * WORDS_OF_LINE, nr_good);
 	EXPECT_EQ(0, mem[FIRST_LINE * WORDS_OF_LINE]);
 	EXPECT_EQ(0, mem[SECOND_LINE * WORDS_OF_LINE]);
-	/* And a page next to it is as it was. */
+	/* The page next to it is unchanged. */
 	ASSERT_TRUE(let_guest(vmm, COMPARE, page + 1, 1, &nr_good));
 	EXPECT_EQ(WORDS, nr_good);
 }
@@ -801,7 +801,7 @@ TEST_F_TIMEOUT(plain_guest, dies_of_the_first_error, SLOW)
 	start_guest(_metadata, vmm, 0);
 	hit.nr = 0;
 	EXPECT_FALSE(lose(vmm, vmm->s.nr_pages / vmm->s.nr_huge - 1));
-	/* The page that it used, and when it was told of that, its stack. */
+	/* The guest lost the page that it used, and then its stack. */
 	EXPECT_EQ(2, hit.nr);
 	EXPECT_EQ(STACK_FIRST + STACK_PAGES - 1, hit.page);
 }
@@ -814,7 +814,7 @@ FIXTURE(guest) {
 FIXTURE_VARIANT(guest) {
 	u64 hugepage;
 	u64 nr_huge;
-	bool for_real;
+	bool is_hw;
 };
 
 /* After a machine check nothing can be unpoisoned any more, so these come last. */
@@ -827,16 +827,16 @@ FIXTURE_VARIANT_ADD(guest, corrupt_pfn_1g) {
 };
 
 FIXTURE_VARIANT_ADD(guest, mce_2m) {
-	.hugepage = SZ_2M, .nr_huge = 4, .for_real = true,
+	.hugepage = SZ_2M, .nr_huge = 4, .is_hw = true,
 };
 
 FIXTURE_VARIANT_ADD(guest, mce_1g) {
-	.hugepage = SZ_1G, .nr_huge = 1, .for_real = true,
+	.hugepage = SZ_1G, .nr_huge = 1, .is_hw = true,
 };
 
 FIXTURE_SETUP(guest)
 {
-	setup(_metadata, &self->vmm, variant->hugepage, variant->nr_huge, variant->for_real);
+	setup(_metadata, &self->vmm, variant->hugepage, variant->nr_huge, variant->is_hw);
 }
 
 FIXTURE_TEARDOWN_PARENT(guest)
@@ -874,7 +874,7 @@ TEST_F_TIMEOUT(guest, loses_a_hundred_pages_to_a_hundred_errors, SLOW)
 	expect_corrupted(_metadata, s);
 }
 
-/* The guest uses all pages known as lost, and has to be told of each again. */
+/* The guest uses all lost pages, and gets a machine check for each again. */
 static void use_lost_pages(struct __test_metadata *_metadata, struct vmm *vmm)
 {
 	u64 before = number_of_machine_checks(vmm);
