@@ -616,7 +616,7 @@ static unsigned long nr_wrong_pages(struct subject *s, bool punched)
 TEST_F_TIMEOUT(raced, loses_only_the_pages_given_up, SLOW)
 {
 	const bool punched = variant->act == ACT_PUNCH;
-	unsigned long i, nr_healed = 0, nr_refused = 0;
+	unsigned long i, nr_healed = 0, nr_refused = 0, nr_met = 0;
 	struct race *race = &self->race;
 	struct subject *s = &race->s;
 	pid_t pid;
@@ -636,6 +636,7 @@ TEST_F_TIMEOUT(raced, loses_only_the_pages_given_up, SLOW)
 
 		madvise(raw_page(s, i), psize(), MADV_HWPOISON);
 		ret = zero(s, 0, s->size / 2);
+		nr_met += race->shared->nr_done != done;
 		/* The signal of an error interrupts the call. */
 		EXPECT_TRUE(!ret || ret == -EIO || ret == -EBUSY || ret == -EINTR)
 			ksft_print_msg("ZERO_RANGE: %s\n", strerror(-ret));
@@ -648,8 +649,10 @@ TEST_F_TIMEOUT(raced, loses_only_the_pages_given_up, SLOW)
 	}
 	race->shared->stop = true;
 	wait_for_child(_metadata, pid);
-	ksft_print_msg("%lu healed, %lu refused, %lu times raced\n", nr_healed, nr_refused,
-		       (unsigned long)race->shared->nr_done);
+	ksft_print_msg("%lu healed, %lu refused, %lu of them raced\n", nr_healed, nr_refused,
+		       nr_met);
+	EXPECT_LT(0, nr_healed);
+	EXPECT_LT(0, nr_met);
 	finish_race(_metadata, race, punched ? 0 : nr_healed);
 }
 
@@ -675,7 +678,9 @@ TEST_F_TIMEOUT(call, killed_leaves_it_healed_or_unhealed, SLOW)
 	unsigned long i, old, nr_healed = 0;
 	pid_t pid;
 
-	for (i = 0; i < NR_RACES && !_metadata->exit_code; i++) {
+	/* Both outcomes must be seen, if need be by killing it at once or late. */
+	for (i = 0; i < 2 * NR_RACES && !_metadata->exit_code &&
+	     (i < NR_RACES || !nr_healed || nr_healed == i); i++) {
 		old = mapped_pfn(s->map);
 		madvise(raw_page(s, i), psize(), MADV_HWPOISON);
 		pid = fork_helper();
@@ -685,7 +690,7 @@ TEST_F_TIMEOUT(call, killed_leaves_it_healed_or_unhealed, SLOW)
 			for (;;)
 				pause();
 		}
-		usleep(i * 50);
+		usleep(i < NR_RACES ? i * 50 : nr_healed ? 0 : 500000);
 		kill_child(_metadata, pid);
 		read_byte(raw_page(s, s->nr_raw - 1));
 		if (mapped_pfn(s->map) == old) {
@@ -697,6 +702,8 @@ TEST_F_TIMEOUT(call, killed_leaves_it_healed_or_unhealed, SLOW)
 		EXPECT_EQ(0, nr_wrong_pages(s, false));
 	}
 	ksft_print_msg("%lu of %lu healed\n", nr_healed, i);
+	EXPECT_LT(0, nr_healed);
+	EXPECT_GT(i, nr_healed);
 	finish_race(_metadata, race, nr_healed);
 }
 
