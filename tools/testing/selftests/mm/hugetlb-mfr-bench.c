@@ -151,9 +151,7 @@ TEST(pages)
 
 #define NR_HEALTHY	64
 
-FIXTURE(healthy) {
-	struct subject s;
-};
+FIXTURE_SUBJECT(healthy);
 
 /* Files without the flag, and with it. */
 FIXTURE_VARIANT(healthy) {
@@ -162,10 +160,7 @@ FIXTURE_VARIANT(healthy) {
 };
 
 FIXTURE_VARIANT_ADD(healthy, plain) { .prefix = "" };
-FIXTURE_VARIANT_ADD(healthy, kept) {
-	.flag = MFD_MF_KEEP_UE_MAPPED,
-	.prefix = "kept_",
-};
+FIXTURE_VARIANT_ADD(healthy, kept) { .flag = MFD_MF_KEEP_UE_MAPPED, .prefix = "kept_" };
 
 FIXTURE_SETUP(healthy)
 {
@@ -178,12 +173,6 @@ FIXTURE_SETUP(healthy)
 	open_unfilled(_metadata, &self->s, variant->flag);
 	prefix = variant->prefix;
 	calibrate();
-}
-
-FIXTURE_TEARDOWN_PARENT(healthy)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
 }
 
 TEST_F_TIMEOUT(healthy, files, SLOW)
@@ -416,9 +405,7 @@ TEST_F_TIMEOUT(healthy, zeroing, SLOW)
  * The memory that one error takes away
  */
 
-FIXTURE(damage) {
-	struct subject s;
-};
+FIXTURE_SUBJECT(damage);
 
 FIXTURE_VARIANT(damage) {
 	unsigned long size;
@@ -433,8 +420,6 @@ FIXTURE_SETUP(damage)
 	if (self->s.flags)
 		open_unfilled(_metadata, &self->s, keep_flag());
 }
-
-FIXTURE_TEARDOWN_SUBJECT(damage);
 
 TEST_F_TIMEOUT(damage, of_one_error, SLOW)
 {
@@ -681,9 +666,7 @@ TEST_F_TIMEOUT(kept, zeroing, SLOW)
  * 1 GiB that is given back
  */
 
-FIXTURE(released) {
-	struct subject s;
-};
+FIXTURE_SUBJECT(released);
 
 FIXTURE_VARIANT(released) {
 	unsigned long lost;
@@ -706,12 +689,6 @@ FIXTURE_SETUP(released)
 		return;
 	open_unfilled(_metadata, &self->s, keep_flag());
 	calibrate();
-}
-
-FIXTURE_TEARDOWN_PARENT(released)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
 }
 
 /* How many free blocks of each order there are. Returns the number of orders. */
@@ -813,9 +790,7 @@ TEST_F_TIMEOUT(released, all, SLOW)
  * A lost page consumed again
  */
 
-FIXTURE(repeated) {
-	struct subject s;
-};
+FIXTURE_SUBJECT(repeated);
 
 FIXTURE_SETUP(repeated)
 {
@@ -825,12 +800,6 @@ FIXTURE_SETUP(repeated)
 	open_unfilled(_metadata, &self->s, keep_flag());
 	expect_arrivals(_metadata);
 	calibrate();
-}
-
-FIXTURE_TEARDOWN_PARENT(repeated)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
 }
 
 /* Be a victim that knows what time it is, as mce_suffer() is one that doesn't. */
@@ -985,10 +954,7 @@ FIXTURE_VARIANT(guest) {
 };
 
 FIXTURE_VARIANT_ADD(guest, plain) { .prefix = "" };
-FIXTURE_VARIANT_ADD(guest, kept) {
-	.flag = MFD_MF_KEEP_UE_MAPPED,
-	.prefix = "kept_",
-};
+FIXTURE_VARIANT_ADD(guest, kept) { .flag = MFD_MF_KEEP_UE_MAPPED, .prefix = "kept_" };
 
 FIXTURE_SETUP(guest)
 {
@@ -1005,11 +971,7 @@ FIXTURE_SETUP(guest)
 	calibrate();
 }
 
-FIXTURE_TEARDOWN_PARENT(guest)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(guest);
 
 /* Map all of the guest's memory, which is mapped here, in blocks that are counted there. */
 static void measure_guest_faults(struct __test_metadata *_metadata, struct vm *vm,
@@ -1103,11 +1065,7 @@ FIXTURE_SETUP(lossy_guest)
 	calibrate();
 }
 
-FIXTURE_TEARDOWN_PARENT(lossy_guest)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(lossy_guest);
 
 /* The first page, beside which less and less is healthy. */
 TEST_F_TIMEOUT(lossy_guest, faults, SLOW)
@@ -1155,34 +1113,34 @@ FIXTURE_VARIANT(reached) {
 
 FIXTURE_VARIANT_ADD(reached, process_2m) { .size = SZ_2M, .prefix = "2M_" };
 FIXTURE_VARIANT_ADD(reached, process_1g) { .size = SZ_1G, .prefix = "1G_" };
-FIXTURE_VARIANT_ADD(reached, guest_2m) {
-	.size = SZ_2M,
-	.guest = true,
-	.prefix = "guest_2M_",
-};
+FIXTURE_VARIANT_ADD(reached, guest_2m) { .size = SZ_2M, .guest = true, .prefix = "guest_2M_" };
+FIXTURE_VARIANT_ADD(reached, guest_1g) { .size = SZ_1G, .guest = true, .prefix = "guest_1G_" };
 
-FIXTURE_VARIANT_ADD(reached, guest_1g) {
-	.size = SZ_1G,
-	.guest = true,
-	.prefix = "guest_1G_",
-};
+/* A file that a guest, if there is to be one, can have as its memory. */
+static void setup_shared(struct __test_metadata *_metadata, struct vm *vm, struct subject *s,
+			 unsigned long size, unsigned long nr_huge)
+{
+	if (!kernel_can_keep())
+		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
+	if (vm) {
+		setup_vm(_metadata, vm);
+		if (!vm->vcpu)
+			return;
+	}
+	setup_subject(_metadata, s, size, &by_madvise, nr_huge);
+	if (s->flags)
+		open_unfilled(_metadata, s, keep_flag());
+}
 
 /* 1 GiB of hugepages. */
 FIXTURE_SETUP(reached)
 {
 	struct subject *s = &self->s;
 
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	if (variant->guest) {
-		setup_vm(_metadata, &self->vm);
-		if (!self->vm.vcpu)
-			return;
-	}
-	setup_subject(_metadata, s, variant->size, &by_madvise, SZ_1G / variant->size);
-	if (!s->flags)
+	setup_shared(_metadata, variant->guest ? &self->vm : NULL, s, variant->size,
+		     SZ_1G / variant->size);
+	if (!s->map)
 		return;
-	open_unfilled(_metadata, s, keep_flag());
 	expect_arrivals(_metadata);
 	prefix = variant->prefix;
 	calibrate();
@@ -1193,11 +1151,7 @@ FIXTURE_SETUP(reached)
 	ASSERT_NE(0, lose_page(_metadata, s, 0));
 }
 
-FIXTURE_TEARDOWN_PARENT(reached)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(reached);
 
 /*
  * A few errors, each in the next block of 2 MiB. Before that the guest, if there is
@@ -1291,33 +1245,16 @@ FIXTURE_VARIANT(healed) {
 
 FIXTURE_VARIANT_ADD(healed, process_2m) { .size = SZ_2M, .prefix = "2M_" };
 FIXTURE_VARIANT_ADD(healed, process_1g) { .size = SZ_1G, .prefix = "1G_" };
-FIXTURE_VARIANT_ADD(healed, guest_2m) {
-	.size = SZ_2M,
-	.guest = true,
-	.prefix = "guest_2M_",
-};
-
-FIXTURE_VARIANT_ADD(healed, guest_1g) {
-	.size = SZ_1G,
-	.guest = true,
-	.prefix = "guest_1G_",
-};
+FIXTURE_VARIANT_ADD(healed, guest_2m) { .size = SZ_2M, .guest = true, .prefix = "guest_2M_" };
+FIXTURE_VARIANT_ADD(healed, guest_1g) { .size = SZ_1G, .guest = true, .prefix = "guest_1G_" };
 
 FIXTURE_SETUP(healed)
 {
 	struct subject *s = &self->s;
 
-	if (!kernel_can_keep())
-		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
-	if (variant->guest) {
-		setup_vm(_metadata, &self->vm);
-		if (!self->vm.vcpu)
-			return;
-	}
-	setup_subject(_metadata, s, variant->size, &by_madvise, 1);
-	if (!s->flags)
+	setup_shared(_metadata, variant->guest ? &self->vm : NULL, s, variant->size, 1);
+	if (!s->map)
 		return;
-	open_unfilled(_metadata, s, keep_flag());
 	/* Each round takes one. Those of 1 GiB are few, and ticks don't matter there. */
 	self->rounds = s->size < SZ_1G ? 5 : 1;
 	if (!need_more_hugepages(s, self->rounds))
@@ -1329,11 +1266,7 @@ FIXTURE_SETUP(healed)
 		add_memory(_metadata, &self->vm, 0, s->map, s->size, 0);
 }
 
-FIXTURE_TEARDOWN_PARENT(healed)
-{
-	if (self->s.size)
-		teardown_subject(_metadata, &self->s);
-}
+FIXTURE_TEARDOWN_SUBJECT(healed);
 
 /* Lose a page of what the file has by now. */
 static void lose_of_current(struct __test_metadata *_metadata, struct subject *s,
@@ -1476,8 +1409,4 @@ TEST_F_TIMEOUT(healed, while_it_is_used, SLOW)
 	print_figure("heal_gap", 1, shortest);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

@@ -253,10 +253,7 @@ static void setup_map(struct __test_metadata *_metadata, struct subject *s,
 		open_unfilled(_metadata, s, MFD_MF_KEEP_UE_MAPPED | MFD_ALLOW_SEALING);
 }
 
-FIXTURE(map)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(map);
 
 FIXTURE_VARIANTS(map, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(map)
@@ -266,8 +263,6 @@ FIXTURE_SETUP(map)
 	setup_map(_metadata, &self->s, variant->size, variant->injector,
 		  variant->size < SZ_1G ? 4 : 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(map);
 
 TEST_F_TIMEOUT(map, shows_only_the_policy_without_lost_pages, SLOW)
 {
@@ -556,25 +551,33 @@ static bool trace_kept(void)
 	return !mkdir(TRACING, 0700) && write_text(KEPT_EVENT, "1");
 }
 
+/* One event is about these bytes of raw page @nr. */
+static void expect_event(struct __test_metadata *_metadata, struct subject *s,
+			 unsigned long nr, unsigned long offset, unsigned long len)
+{
+	char text[160];
+	struct stat st;
+
+	ASSERT_EQ(0, fstat(s->fd, &st));
+	snprintf(text, sizeof(text), KEPT_TEXT, raw_pfn(s, nr), major(st.st_dev),
+		 minor(st.st_dev), (unsigned long)st.st_ino, nr * psize(),
+		 nr * psize() + offset, len);
+	EXPECT_EQ(1, nr_traced(text));
+}
+
 TEST_F_TIMEOUT(map, matches_the_event_of_each_lost_page, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
-	char text[160];
-	struct stat st;
 
 	if (!trace_kept())
 		SKIP(return, "no tracing of memory failures in " TRACING);
-	ASSERT_EQ(0, fstat(s->fd, &st));
 
 	for (i = 0; i < NR_SAMPLES; i++) {
 		unsigned long nr = s->nr_raw + sample(s, i);
 
 		lose(_metadata, s, nr);
-		snprintf(text, sizeof(text),
-			 KEPT_TEXT, raw_pfn(s, nr), major(st.st_dev), minor(st.st_dev),
-			 (unsigned long)st.st_ino, nr * psize(), nr * psize(), 64 * part());
-		EXPECT_EQ(1, nr_traced(text));
+		expect_event(_metadata, s, nr, 0, 64 * part());
 		EXPECT_EQ(i + 1, nr_traced(KEPT_LINE));
 	}
 }
@@ -599,10 +602,7 @@ TEST_F_TIMEOUT(map, repeats_and_filtered_errors_cause_no_event, SLOW)
 /* Hardware vouches for lines of 64 bytes. */
 #define LINE		6
 
-FIXTURE(damaged)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(damaged);
 
 static const struct named_variant damaged_variants[] = {
 	{ "corrupt_addr_2m", { SZ_2M, &by_pfn } },
@@ -618,8 +618,6 @@ FIXTURE_SETUP(damaged)
 		SKIP(return, "this CPU doesn't tell how much is damaged");
 	setup_map(_metadata, &self->s, variant->size, variant->injector, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(damaged);
 
 static int consume_part(struct subject *s, unsigned long nr, unsigned int offset,
 			unsigned int lsb)
@@ -749,13 +747,16 @@ TEST_F_TIMEOUT(damaged, joins_lines_of_two_hugepages, SLOW)
 	expect_extents(_metadata, s, 1);
 }
 
+/* Two lines of raw page 3 */
+#define TWO_LINES { \
+	{ 3 * psize() + 2 * part(), part() }, \
+	{ 3 * psize() + 9 * part(), part() }, \
+}
+
 TEST_F_TIMEOUT(damaged, grows_with_another_line_of_the_page, SLOW)
 {
 	struct subject *s = &self->s;
-	const struct extent lines[] = {
-		{ 3 * psize() + 2 * part(), part() },
-		{ 3 * psize() + 9 * part(), part() },
-	};
+	const struct extent lines[] = TWO_LINES;
 
 	damage(_metadata, s, 3, lines[1].start % psize(), LINE);
 	damage(_metadata, s, 3, lines[0].start % psize(), LINE);
@@ -797,21 +798,15 @@ TEST_F_TIMEOUT(damaged, causes_an_event_each_time_it_grows, SLOW)
 {
 	struct subject *s = &self->s;
 	unsigned int i;
-	char text[160];
-	struct stat st;
 
 	if (!trace_kept())
 		SKIP(return, "no tracing of memory failures in " TRACING);
-	ASSERT_EQ(0, fstat(s->fd, &st));
 
 	for (i = 0; i < 4; i++) {
 		unsigned int offset = i / 2 * 3 * part();
 
 		damage(_metadata, s, 3, offset, LINE);
-		snprintf(text, sizeof(text), KEPT_TEXT, raw_pfn(s, 3), major(st.st_dev),
-			 minor(st.st_dev), (unsigned long)st.st_ino, 3UL * psize(),
-			 3UL * psize() + offset, part());
-		EXPECT_EQ(1, nr_traced(text));
+		expect_event(_metadata, s, 3, offset, part());
 		EXPECT_EQ(i / 2 + 1, nr_traced(KEPT_LINE));
 	}
 }
@@ -828,20 +823,14 @@ TEST_F_TIMEOUT(damaged, ends_with_its_hugepage, SLOW)
 }
 
 /* The same, as only machine checks show */
-FIXTURE(reported)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(reported);
 
 FIXTURE_VARIANT(reported)
 {
 	unsigned long size;
 };
 
-FIXTURE_VARIANT_ADD(reported, mce_2m)
-{
-	.size = SZ_2M,
-};
+FIXTURE_VARIANT_ADD(reported, mce_2m) { .size = SZ_2M };
 
 FIXTURE_SETUP(reported)
 {
@@ -849,8 +838,6 @@ FIXTURE_SETUP(reported)
 		SKIP(return, "this CPU doesn't tell how much is damaged");
 	setup_map(_metadata, &self->s, variant->size, &by_mce, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(reported);
 
 /* How many machine checks has this CPU had? */
 static unsigned long nr_machine_checks(void)
@@ -903,10 +890,7 @@ TEST_F_TIMEOUT(reported, as_more_than_a_page_is_ignored, SLOW)
 TEST_F_TIMEOUT(reported, as_two_lines_at_once_damages_both, SLOW)
 {
 	struct subject *s = &self->s;
-	const struct extent lines[] = {
-		{ 3 * psize() + 2 * part(), part() },
-		{ 3 * psize() + 9 * part(), part() },
-	};
+	const struct extent lines[] = TWO_LINES;
 	struct mce_victim victim[2] = {};
 	struct victim_thread by[2] = {};
 	pthread_t thread[2];
@@ -967,10 +951,7 @@ static void scrub(struct __test_metadata *_metadata, struct subject *s,
 TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
 {
 	struct subject *s = &self->s;
-	const struct extent lines[] = {
-		{ 3 * psize() + 2 * part(), part() },
-		{ 3 * psize() + 9 * part(), part() },
-	};
+	const struct extent lines[] = TWO_LINES;
 
 	if (!trace_kept() || !write_text(MF_EVENT, "1"))
 		SKIP(return, "no tracing of memory failures in " TRACING);
@@ -992,20 +973,14 @@ TEST_F_TIMEOUT(reported, in_the_background_is_signalled_once, SLOW)
 	expect_corrupted(_metadata, s);
 }
 
-FIXTURE(reported_amd)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(reported_amd);
 
 FIXTURE_VARIANT(reported_amd)
 {
 	unsigned long size;
 };
 
-FIXTURE_VARIANT_ADD(reported_amd, mce_amd)
-{
-	.size = SZ_2M,
-};
+FIXTURE_VARIANT_ADD(reported_amd, mce_amd) { .size = SZ_2M };
 
 FIXTURE_SETUP(reported_amd)
 {
@@ -1013,8 +988,6 @@ FIXTURE_SETUP(reported_amd)
 		SKIP(return, "needs a CPU of AMD");
 	setup_map(_metadata, &self->s, variant->size, &by_mce, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(reported_amd);
 
 /* The MISC of AMD's CPUs has another meaning. */
 TEST_F_TIMEOUT(reported_amd, is_the_whole_page_despite_MISC, SLOW)
@@ -1029,10 +1002,7 @@ TEST_F_TIMEOUT(reported_amd, is_the_whole_page_despite_MISC, SLOW)
  * Many lost pages
  */
 
-FIXTURE(many)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(many);
 
 static const struct named_variant many_variants[] = {
 	{ "madvise_1g", { SZ_1G, &by_madvise } },
@@ -1046,8 +1016,6 @@ FIXTURE_SETUP(many)
 {
 	setup_map(_metadata, &self->s, variant->size, variant->injector, 1);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(many);
 
 TEST_F_TIMEOUT(many, lost_pages_are_all_in_the_map, 2 * SLOW)
 {
@@ -1354,10 +1322,7 @@ TEST_F_TIMEOUT(raced, map_is_read_while_hugepages_go, SLOW)
  * Lost pages that are not recorded
  */
 
-FIXTURE(unrecorded)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(unrecorded);
 
 FIXTURE_SETUP(unrecorded)
 {
@@ -1365,8 +1330,6 @@ FIXTURE_SETUP(unrecorded)
 		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
 	setup_map(_metadata, &self->s, SZ_2M, &by_pfn, 3);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(unrecorded);
 
 TEST_F_TIMEOUT(unrecorded, page_counts_as_its_whole_hugepage, SLOW)
 {
@@ -1406,17 +1369,12 @@ TEST_F_TIMEOUT(unrecorded, page_counts_as_its_whole_hugepage, SLOW)
  * An error in a hugepage that is being cleared, before it is in the file
  */
 
-FIXTURE(faulting)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(faulting);
 
 FIXTURE_SETUP(faulting)
 {
 	setup_map(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(faulting);
 
 static void *touch(void *arg)
 {
@@ -1469,24 +1427,15 @@ TEST_F_TIMEOUT(faulting, map_has_a_page_lost_before_the_hugepage, SLOW)
  * Files without the flag
  */
 
-FIXTURE(plain)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(plain);
 
 FIXTURE_VARIANT(plain)
 {
 	bool mounted;
 };
 
-FIXTURE_VARIANT_ADD(plain, memfd)
-{
-};
-
-FIXTURE_VARIANT_ADD(plain, mounted)
-{
-	.mounted = true,
-};
+FIXTURE_VARIANT_ADD(plain, memfd) { };
+FIXTURE_VARIANT_ADD(plain, mounted) { .mounted = true };
 
 FIXTURE_SETUP(plain)
 {
@@ -1508,8 +1457,6 @@ FIXTURE_SETUP(plain)
 	}
 	fill_subject(_metadata, s);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(plain);
 
 TEST_F_TIMEOUT(plain, files_show_no_policy_and_no_lost_pages, SLOW)
 {
@@ -1544,8 +1491,4 @@ TEST_F_TIMEOUT(plain, files_cause_no_event, SLOW)
 	EXPECT_EQ(1, nr_traced(KEPT_LINE));
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

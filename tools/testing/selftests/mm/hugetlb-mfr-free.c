@@ -33,26 +33,9 @@
  * same way on which they leave the pool.
  */
 
-FIXTURE(pool_shrinks)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(pool_shrinks);
 
-FIXTURE_VARIANT(pool_shrinks)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(pool_shrinks, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(pool_shrinks, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(pool_shrinks);
 
 FIXTURE_SETUP(pool_shrinks)
 {
@@ -61,11 +44,8 @@ FIXTURE_SETUP(pool_shrinks)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(pool_shrinks);
 
 TEST_F_TIMEOUT(pool_shrinks, lost_pages_stay_out_of_use, SLOW)
 {
@@ -114,12 +94,7 @@ TEST_F_TIMEOUT(pool_shrinks, unknown_loss_keeps_it_out_of_use, SLOW)
  * freed.  Those that are optimized need their struct pages back before any is freed.
  */
 
-FIXTURE(shrunk)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(shrunk);
 
 FIXTURE_VARIANT(shrunk)
 {
@@ -127,30 +102,16 @@ FIXTURE_VARIANT(shrunk)
 	bool others_hvo;
 };
 
-FIXTURE_VARIANT_ADD(shrunk, beside_optimized)
-{
-	.others_hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(shrunk, optimized)
-{
-	.hvo = true,
-	.others_hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(shrunk, not_optimized)
-{
-};
+FIXTURE_VARIANT_ADD(shrunk, beside_optimized) { .others_hvo = true };
+FIXTURE_VARIANT_ADD(shrunk, optimized) { .hvo = true, .others_hvo = true };
+FIXTURE_VARIANT_ADD(shrunk, not_optimized) { };
 
 FIXTURE_SETUP(shrunk)
 {
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(shrunk);
 
 /*
  * Empty the pool of all hugepages, and lose a page when the last of them has left it.
@@ -210,36 +171,16 @@ TEST_F_TIMEOUT(shrunk, healthy_one_loses_a_page_before_its_end, SLOW)
  * tells of the error, and so would try nothing.
  */
 
-FIXTURE(filtered)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(filtered);
 
-FIXTURE_VARIANT(filtered)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(filtered, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(filtered, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(filtered);
 
 FIXTURE_SETUP(filtered)
 {
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(filtered);
 
 TEST_F_TIMEOUT(filtered, free_hugepage_can_be_used_again, SLOW)
 {
@@ -276,17 +217,12 @@ TEST_F_TIMEOUT(filtered, free_hugepage_can_be_used_again, SLOW)
  * handled: clearing another hugepage takes long.
  */
 
-FIXTURE(stuck)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(stuck);
 
 FIXTURE_SETUP(stuck)
 {
 	setup_subject(_metadata, &self->s, SZ_1G, &by_pfn, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(stuck);
 
 static void *touch(void *addr)
 {
@@ -351,26 +287,9 @@ TEST_F_TIMEOUT(stuck, is_unpoisoned_once_when_it_is_unmapped, SLOW)
  * up its CPU, the worker can't run.
  */
 
-FIXTURE(deferred)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(deferred);
 
-FIXTURE_VARIANT(deferred)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(deferred, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(deferred, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(deferred);
 
 FIXTURE_SETUP(deferred)
 {
@@ -378,13 +297,10 @@ FIXTURE_SETUP(deferred)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 	if (!_metadata->exit_code)
 		open_one(_metadata, &self->s);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(deferred);
 
 /* Let go of a hugepage that has lost page 3, and let nobody have it yet. */
 static void let_it_wait(struct __test_metadata *_metadata, struct subject *s)
@@ -408,11 +324,11 @@ TEST_F_TIMEOUT(deferred, late_lost_page_is_left_out, SLOW)
 	EXPECT_EQ(-EHWPOISON, inject(s, 3));
 	expect_corrupted(_metadata, s);
 	expect_not_unpoisoned(_metadata, s->head[0]);
-	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+	EXPECT_EQ(s->memmap - s->memmap_less, nr_memmap());
 
 	ASSERT_TRUE(hold_cpu(false));
 	expect_released(_metadata, s);
-	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_EQ(s->memmap, nr_memmap());
 }
 
 TEST_F_TIMEOUT(deferred, unrecorded_loss_keeps_it_out_of_use, SLOW)
@@ -451,10 +367,7 @@ FIXTURE_VARIANT(shrunk_early)
 };
 
 /* Points on the way of unpoisoning, the first one first */
-FIXTURE_VARIANT_ADD(shrunk_early, behind_the_folio)
-{
-	.other = true,
-};
+FIXTURE_VARIANT_ADD(shrunk_early, behind_the_folio) { .other = true };
 
 FIXTURE_VARIANT_ADD(shrunk_early, before_its_reference)
 {
@@ -723,23 +636,9 @@ FIXTURE(demoted_late)
 {
 	struct subject s;
 	struct pool small;
-	long memmap;
-	long memmap_less;
 };
 
-FIXTURE_VARIANT(demoted_late)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(demoted_late, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(demoted_late, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(demoted_late);
 
 FIXTURE_SETUP(demoted_late)
 {
@@ -748,8 +647,7 @@ FIXTURE_SETUP(demoted_late)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_demotion(_metadata, &self->s, &by_pfn, &self->small);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 }
 
 FIXTURE_TEARDOWN_SUBJECT(demoted_late);
@@ -1005,19 +903,11 @@ TEST_F_TIMEOUT(demoted_early, while_an_error_is_handled, SLOW)
  * Corrupt, release, unpoison, and all over again
  */
 
-FIXTURE(cycle)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(cycle);
 
 FIXTURE_VARIANTS(cycle, simulated_2m)
 
-FIXTURE_SETUP(cycle)
-{
-	setup_kept(_metadata, &self->s, SZ_2M, variant->injector, 1, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(cycle);
+FIXTURE_SETUP_KEPT(cycle, SZ_2M, variant->injector, 1, 0);
 
 /* Open the file anew with a hugepage made of @pfn, while hugepages can be allocated. */
 static bool reopen_with(struct __test_metadata *_metadata, struct subject *s,
@@ -1250,10 +1140,7 @@ static const struct injector by_page_types = {
 	.code = BUS_MCEERR_AO,
 };
 
-FIXTURE(page_types)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(page_types);
 
 FIXTURE_SETUP(page_types)
 {
@@ -1263,8 +1150,6 @@ FIXTURE_SETUP(page_types)
 	if (page_types(getpid(), (uintptr_t)self->s.map / psize(), "-l"))
 		SKIP(return, "needs page-types");
 }
-
-FIXTURE_TEARDOWN_SUBJECT(page_types);
 
 TEST_F_TIMEOUT(page_types, poisons_pages_of_a_process, SLOW)
 {
@@ -1301,9 +1186,4 @@ TEST_F_TIMEOUT(page_types, unpoisons_pages_after_release, SLOW)
 	expect_released(_metadata, s);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	open_mce_at();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

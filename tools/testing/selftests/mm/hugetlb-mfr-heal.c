@@ -48,10 +48,7 @@ static void expect_kept(struct __test_metadata *_metadata, struct subject *s,
 	EXPECT_TRUE(try_read(raw_page(s, neighbour(nr))));
 }
 
-FIXTURE(healed)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(healed);
 
 static const struct named_variant healed_variants[] = {
 	{ "madvise_2m", { SZ_2M, &by_madvise } },
@@ -71,8 +68,6 @@ FIXTURE_SETUP(healed)
 	if (!need_more_hugepages(&self->s, 1))
 		SKIP(return, "can't get 2 hugepages");
 }
-
-FIXTURE_TEARDOWN_SUBJECT(healed);
 
 TEST_F_TIMEOUT(healed, lost_page_reads_zero_others_are_unchanged, SLOW)
 {
@@ -473,30 +468,11 @@ FIXTURE_VARIANT(raced)
 	enum act act;
 };
 
-FIXTURE_VARIANT_ADD(raced, by_errors)
-{
-	.act = ACT_LOSE,
-};
-
-FIXTURE_VARIANT_ADD(raced, by_another_call)
-{
-	.act = ACT_HEAL,
-};
-
-FIXTURE_VARIANT_ADD(raced, by_migration)
-{
-	.act = ACT_MOVE,
-};
-
-FIXTURE_VARIANT_ADD(raced, by_punching)
-{
-	.act = ACT_PUNCH,
-};
-
-FIXTURE_VARIANT_ADD(raced, by_references)
-{
-	.act = ACT_READ,
-};
+FIXTURE_VARIANT_ADD(raced, by_errors) { .act = ACT_LOSE };
+FIXTURE_VARIANT_ADD(raced, by_another_call) { .act = ACT_HEAL };
+FIXTURE_VARIANT_ADD(raced, by_migration) { .act = ACT_MOVE };
+FIXTURE_VARIANT_ADD(raced, by_punching) { .act = ACT_PUNCH };
+FIXTURE_VARIANT_ADD(raced, by_references) { .act = ACT_READ };
 
 #define MAX_PFN		(16UL << 20)
 
@@ -774,10 +750,7 @@ TEST_F_TIMEOUT(call, does_not_zero_a_page_lost_later, SLOW)
  * heal-kept-memory of tools/mm, which PATH must lead to
  */
 
-FIXTURE(tool)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(tool);
 
 static pid_t start_tool(void)
 {
@@ -803,8 +776,6 @@ FIXTURE_SETUP(tool)
 	if (system("command -v heal-kept-memory >/dev/null"))
 		SKIP(return, "needs heal-kept-memory");
 }
-
-FIXTURE_TEARDOWN_SUBJECT(tool);
 
 TEST_F_TIMEOUT(tool, heals_the_memory_of_a_process, SLOW)
 {
@@ -856,10 +827,7 @@ TEST_F_TIMEOUT(tool, heals_despite_interruption, SLOW)
 	expect_healed(_metadata, s);
 }
 
-FIXTURE(plain)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(plain);
 
 static const struct named_variant plain_variants[] = {
 	{ "madvise_2m", { SZ_2M, &by_madvise } },
@@ -868,14 +836,7 @@ static const struct named_variant plain_variants[] = {
 
 FIXTURE_VARIANTS(plain, plain_variants)
 
-FIXTURE_SETUP(plain)
-{
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(plain);
+FIXTURE_SETUP_PLAIN(plain);
 
 /* All mappings lose the whole hugepage, which stays in the file, poisoned. */
 TEST_F_TIMEOUT(plain, without_the_flag_nothing_is_healed, SLOW)
@@ -894,8 +855,4 @@ TEST_F_TIMEOUT(plain, without_the_flag_nothing_is_healed, SLOW)
 	EXPECT_EQ(0, byte);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

@@ -208,20 +208,9 @@ FIXTURE_VARIANT(copyin)
 	bool known;
 };
 
-FIXTURE_VARIANT_ADD(copyin, plain)
-{
-};
-
-FIXTURE_VARIANT_ADD(copyin, kept)
-{
-	.flags = MFD_MF_KEEP_UE_MAPPED,
-};
-
-FIXTURE_VARIANT_ADD(copyin, known)
-{
-	.flags = MFD_MF_KEEP_UE_MAPPED,
-	.known = true,
-};
+FIXTURE_VARIANT_ADD(copyin, plain) { };
+FIXTURE_VARIANT_ADD(copyin, kept) { .flags = MFD_MF_KEEP_UE_MAPPED };
+FIXTURE_VARIANT_ADD(copyin, known) { .flags = MFD_MF_KEEP_UE_MAPPED, .known = true };
 
 FIXTURE_SETUP(copyin)
 {
@@ -810,14 +799,8 @@ FIXTURE_VARIANT(readout)
 	unsigned int flags;
 };
 
-FIXTURE_VARIANT_ADD(readout, plain)
-{
-};
-
-FIXTURE_VARIANT_ADD(readout, kept)
-{
-	.flags = MFD_MF_KEEP_UE_MAPPED,
-};
+FIXTURE_VARIANT_ADD(readout, plain) { };
+FIXTURE_VARIANT_ADD(readout, kept) { .flags = MFD_MF_KEEP_UE_MAPPED };
 
 FIXTURE_SETUP(readout)
 {
@@ -971,9 +954,4 @@ TEST_F_TIMEOUT(replaced, not_if_the_copy_meets_an_error, SLOW)
 	free(was);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	open_mce_at();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

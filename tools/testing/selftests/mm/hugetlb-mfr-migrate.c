@@ -119,20 +119,12 @@ static void open_in_range(struct __test_metadata *_metadata, struct subject *s, 
  * One kept hugepage that is to move
  */
 
-FIXTURE(kept)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(kept);
 
 FIXTURE_VARIANTS(kept, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(kept)
 
-FIXTURE_SETUP(kept)
-{
-	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(kept);
+FIXTURE_SETUP_KEPT(kept, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
 
 TEST_F_TIMEOUT(kept, soft_offlining_leaves_it_where_it_is, SLOW)
 {
@@ -725,19 +717,7 @@ FIXTURE(large_block)
 	long block[2];
 };
 
-FIXTURE_VARIANT(large_block)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(large_block, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(large_block, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(large_block);
 
 FIXTURE_SETUP(large_block)
 {
@@ -959,17 +939,9 @@ TEST_F_TIMEOUT(contig, large_hugepage_avoids_lost_pages, SLOW)
 	EXPECT_EQ(nr + 1, take_all_large(&self->n));
 }
 
-FIXTURE(demoted)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(demoted);
 
-FIXTURE_SETUP(demoted)
-{
-	setup_kept(_metadata, &self->s, SZ_1G, &by_madvise, 1, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(demoted);
+FIXTURE_SETUP_KEPT(demoted, SZ_1G, &by_madvise, 1, 0);
 
 TEST_F_TIMEOUT(demoted, are_only_those_that_are_free, SLOW)
 {
@@ -1006,19 +978,7 @@ FIXTURE(leaked)
 	long block[2];
 };
 
-FIXTURE_VARIANT(leaked)
-{
-	bool hvo;
-};
-
-FIXTURE_VARIANT_ADD(leaked, optimized)
-{
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(leaked, not_optimized)
-{
-};
+FIXTURE_VARIANTS_HVO(leaked);
 
 FIXTURE_SETUP(leaked)
 {
@@ -1123,8 +1083,4 @@ TEST_F_TIMEOUT(leaked, large_hugepage_is_made_elsewhere, SLOW)
 	EXPECT_EQ(nr - 1, node_pool_get(self->n.to, SZ_1G, "nr_hugepages"));
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

@@ -55,10 +55,7 @@ static void feed_workers(void)
  * Errors that can't be recorded
  */
 
-FIXTURE(starved)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(starved);
 
 FIXTURE_VARIANTS(starved, simulated_and_mce)
 
@@ -87,8 +84,6 @@ FIXTURE_SETUP(starved)
 		open_one(_metadata, &self->s);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(starved);
-
 /*
  * Lose a page that the kernel has no memory to make a note of.  To become a victim
  * of a machine check takes allocations, too.  They come first, and do without what
@@ -116,6 +111,15 @@ static unsigned long lose_unrecorded(struct __test_metadata *_metadata,
 	return nr;
 }
 
+/* The hugepage leaves the pool when the file ends, and none of its pages gets free. */
+static void expect_leak(struct __test_metadata *_metadata, struct subject *s)
+{
+	empty_file(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+}
+
 TEST_F_TIMEOUT(starved, unrecorded_page_is_signalled, SLOW)
 {
 	struct subject *s = &self->s;
@@ -125,10 +129,7 @@ TEST_F_TIMEOUT(starved, unrecorded_page_is_signalled, SLOW)
 	expect_intact(_metadata, s);
 	expect_pool(_metadata, s, 0, 1);
 
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
-	expect_pool(_metadata, s, 1, 0);
+	expect_leak(_metadata, s);
 }
 
 TEST_F_TIMEOUT(starved, unrecorded_hugepage_stays_out_of_use, SLOW)
@@ -136,10 +137,7 @@ TEST_F_TIMEOUT(starved, unrecorded_hugepage_stays_out_of_use, SLOW)
 	struct subject *s = &self->s;
 
 	lose_unrecorded(_metadata, s, s->nr_raw / 2);
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
-	expect_pool(_metadata, s, 1, 0);
+	expect_leak(_metadata, s);
 }
 
 TEST_F_TIMEOUT(starved, surplus_hugepage_stays_out_of_use, SLOW)
@@ -181,9 +179,7 @@ TEST_F_TIMEOUT(starved, faults_and_reads_refuse_all_pages, SLOW)
 	EXPECT_FALSE(is_mapped(s->map));
 
 	/* Pages known to be healthy stay out of use, too. */
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_leak(_metadata, s);
 	free(buf);
 }
 
@@ -192,10 +188,9 @@ TEST_F_TIMEOUT(starved, hmm_mirror_loses_the_page, SLOW)
 	struct subject *s = &self->s;
 	char *buf = malloc(16 * psize());
 	unsigned long nr;
-	int fd;
+	int fd = open_mirror();
 
 	ASSERT_NE(NULL, buf);
-	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, 6), buf, 16, NULL));
@@ -205,9 +200,7 @@ TEST_F_TIMEOUT(starved, hmm_mirror_loses_the_page, SLOW)
 	EXPECT_EQ(-EFAULT, mirror(fd, HMM_DMIRROR_READ, raw_page(s, 5), buf, 1, NULL));
 	close(fd);
 
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_leak(_metadata, s);
 	free(buf);
 }
 
@@ -234,9 +227,7 @@ TEST_F_TIMEOUT(starved, unrecorded_page_can_be_recorded_later, SLOW)
 	expect_corrupted(_metadata, s);
 
 	/* The repeated errors don't change that the hugepage can't be reused. */
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_leak(_metadata, s);
 }
 
 /*
@@ -245,10 +236,7 @@ TEST_F_TIMEOUT(starved, unrecorded_page_can_be_recorded_later, SLOW)
 
 #define NR_FAILING	12
 
-FIXTURE(failing)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(failing);
 
 FIXTURE_VARIANTS(failing, simulated)
 
@@ -258,8 +246,6 @@ FIXTURE_SETUP(failing)
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(failing);
 
 /*
  * Whatever fails, the page is counted, and the release spares it.  Who is to be
@@ -315,10 +301,7 @@ TEST_F_TIMEOUT(failing, error_counts_whichever_allocation_fails, SLOW)
  * Allocations that fail one by one while a hugepage is released
  */
 
-FIXTURE(release)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(release);
 
 enum ending {
 	BY_TRUNCATION,
@@ -333,48 +316,17 @@ FIXTURE_VARIANT(release)
 	enum ending how;
 };
 
-FIXTURE_VARIANT_ADD(release, truncation_madvise)
-{
-	.injector = &by_madvise,
-	.how = BY_TRUNCATION,
-};
-
-FIXTURE_VARIANT_ADD(release, truncation_corrupt_pfn)
-{
-	.injector = &by_pfn,
-	.how = BY_TRUNCATION,
-};
-
-FIXTURE_VARIANT_ADD(release, punching_madvise)
-{
-	.injector = &by_madvise,
-	.how = BY_PUNCHING,
-};
-
-FIXTURE_VARIANT_ADD(release, punching_corrupt_pfn)
-{
-	.injector = &by_pfn,
-	.how = BY_PUNCHING,
-};
-
-FIXTURE_VARIANT_ADD(release, close_madvise)
-{
-	.injector = &by_madvise,
-	.how = BY_CLOSE,
-};
-
-FIXTURE_VARIANT_ADD(release, munmap_madvise)
-{
-	.injector = &by_madvise,
-	.how = BY_MUNMAP,
-};
+FIXTURE_VARIANT_ADD(release, truncation_madvise) { .injector = &by_madvise, .how = BY_TRUNCATION };
+FIXTURE_VARIANT_ADD(release, truncation_corrupt_pfn) { .injector = &by_pfn, .how = BY_TRUNCATION };
+FIXTURE_VARIANT_ADD(release, punching_madvise) { .injector = &by_madvise, .how = BY_PUNCHING };
+FIXTURE_VARIANT_ADD(release, punching_corrupt_pfn) { .injector = &by_pfn, .how = BY_PUNCHING };
+FIXTURE_VARIANT_ADD(release, close_madvise) { .injector = &by_madvise, .how = BY_CLOSE };
+FIXTURE_VARIANT_ADD(release, munmap_madvise) { .injector = &by_madvise, .how = BY_MUNMAP };
 
 FIXTURE_SETUP(release)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 3);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(release);
 
 static int end_life(struct subject *s, enum ending how)
 {
@@ -443,10 +395,7 @@ TEST_F_TIMEOUT(release, frees_healthy_pages_despite_failures, SLOW)
  * A hole in the middle of what is reserved takes memory to describe it
  */
 
-FIXTURE(hole)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(hole);
 
 FIXTURE_VARIANTS(hole, simulated)
 
@@ -458,8 +407,6 @@ FIXTURE_SETUP(hole)
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(hole);
 
 TEST_F_TIMEOUT(hole, without_memory_loses_no_reservation, SLOW)
 {
@@ -492,12 +439,7 @@ TEST_F_TIMEOUT(hole, without_memory_loses_no_reservation, SLOW)
  * Struct pages that can't be restored
  */
 
-FIXTURE(not_restored)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(not_restored);
 
 FIXTURE_VARIANTS(not_restored, simulated_and_mce)
 
@@ -505,13 +447,21 @@ FIXTURE_SETUP(not_restored)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_2M, variant->injector, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, true, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, true);
 	if (!_metadata->exit_code)
 		open_one(_metadata, &self->s);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(not_restored);
+/* The same where workers get no memory for struct pages */
+static void expect_unrestored(struct __test_metadata *_metadata, struct subject *s)
+{
+	empty_file(_metadata, s);
+	expect_pool(_metadata, s, 1, 0);
+	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
+	feed_workers();
+	expect_pool(_metadata, s, 1, 0);
+	EXPECT_EQ(s->memmap - s->memmap_less, nr_memmap());
+}
 
 TEST_F_TIMEOUT(not_restored, hugepage_stays_out_of_use, SLOW)
 {
@@ -519,28 +469,18 @@ TEST_F_TIMEOUT(not_restored, hugepage_stays_out_of_use, SLOW)
 
 	lose_samples(_metadata, s);
 	ASSERT_TRUE(starve_workers(0));
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
-	feed_workers();
-	expect_pool(_metadata, s, 1, 0);
-	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+	expect_unrestored(_metadata, s);
 }
 
 TEST_F_TIMEOUT(not_restored, half_is_not_freed, SLOW)
 {
 	struct subject *s = &self->s;
 
-	if (self->memmap_less < 3)
+	if (s->memmap_less < 3)
 		SKIP(return, "there is little to restore");
 	lose_samples(_metadata, s);
-	ASSERT_TRUE(starve_workers(self->memmap_less / 2));
-	empty_file(_metadata, s);
-	expect_pool(_metadata, s, 1, 0);
-	expect_out_for_good(_metadata, s, 0, NOT_RESTORED);
-	feed_workers();
-	expect_pool(_metadata, s, 1, 0);
-	EXPECT_EQ(self->memmap - self->memmap_less, nr_memmap());
+	ASSERT_TRUE(starve_workers(s->memmap_less / 2));
+	expect_unrestored(_metadata, s);
 }
 
 TEST_F_TIMEOUT(not_restored, surplus_hugepage_stays_out_of_use, SLOW)
@@ -614,7 +554,7 @@ TEST_F_TIMEOUT(not_restored, healthy_one_returns_to_the_pool, SLOW)
 	expect_change(_metadata, s, 0, 0, 0, 0);
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, -1, -1, 0, 0);
-	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_EQ(s->memmap, nr_memmap());
 }
 
 /*
@@ -622,22 +562,14 @@ TEST_F_TIMEOUT(not_restored, healthy_one_returns_to_the_pool, SLOW)
  * goes back there, and is tried again later.
  */
 
-FIXTURE(retried)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(retried);
 
 FIXTURE_SETUP(retried)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_2M, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, true, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, true);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(retried);
 
 /* Take a hugepage out of the pool.  There is no memory to do so. */
 static void shrink_in_vain(struct __test_metadata *_metadata, struct subject *s)
@@ -684,7 +616,7 @@ TEST_F_TIMEOUT(retried, lost_pages_are_left_out, SLOW)
 	poison_free_hugepage(_metadata, s, 0, NR_SAMPLES);
 	shrink_in_vain(_metadata, s);
 	shrink_again(_metadata, s);
-	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_EQ(s->memmap, nr_memmap());
 	expect_all_come_back(_metadata, s, 0);
 	EXPECT_EQ(0, nr_said("stays out of use"));
 }
@@ -710,22 +642,14 @@ TEST_F_TIMEOUT(retried, unknown_loss_keeps_it_out_of_use, SLOW)
  * meanwhile
  */
 
-FIXTURE(freeing)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(freeing);
 
 FIXTURE_SETUP(freeing)
 {
 	prepare_to_fail(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, true, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, true);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(freeing);
 
 /* The worker is on this CPU: look on from another one. */
 static void let_it_leave(struct __test_metadata *_metadata, struct subject *s)
@@ -780,7 +704,7 @@ TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 		open_one(_metadata, s);
 		lose(_metadata, s, 3);
 		kb = meminfo_kb("MemFree") -
-		     self->memmap_less * (long)(psize() >> 10) / 4;
+		     s->memmap_less * (long)(psize() >> 10) / 4;
 		let_it_leave(_metadata, s);
 		/* Some of the struct pages were restored. */
 		end = time(NULL) + 60;
@@ -802,7 +726,7 @@ TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 
 	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
 	expect_pool(_metadata, s, 1, 0);
-	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_EQ(s->memmap, nr_memmap());
 }
 
 /* A hugepage from CMA goes back there when its struct pages can be restored. */
@@ -810,8 +734,6 @@ TEST_F_TIMEOUT(freeing, unknown_loss_keeps_it_out_of_use, 2 * SLOW)
 FIXTURE(retried_cma)
 {
 	struct subject s;
-	long memmap;
-	long memmap_less;
 	long cma_pages;			/* what CMA can allocate without hugepages */
 };
 
@@ -826,10 +748,10 @@ FIXTURE_SETUP(retried_cma)
 	self->cma_pages = nr_cma_pages();
 	if (self->cma_pages < 0)
 		SKIP(return, "needs CONFIG_CMA_SYSFS");
-	setup_optimized(_metadata, s, true, &self->memmap, &self->memmap_less);
+	setup_optimized(_metadata, s, true);
 	/* Nodes take turns, and not all have an area of CMA. */
 	if (!_metadata->exit_code && self->cma_pages == nr_cma_pages())
-		setup_optimized(_metadata, s, true, &self->memmap, &self->memmap_less);
+		setup_optimized(_metadata, s, true);
 	if (!_metadata->exit_code && self->cma_pages - nr_cma_pages() != (long)s->nr_raw)
 		SKIP(return, "needs hugetlb_cma= on the command line");
 }
@@ -897,7 +819,7 @@ TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 	wait_for_release(s, 1);
 	expect_out_of_use(_metadata, s, 0);
 	EXPECT_EQ(self->cma_pages, nr_cma_pages());
-	EXPECT_EQ(self->memmap, nr_memmap());
+	EXPECT_EQ(s->memmap, nr_memmap());
 	EXPECT_FALSE(is_made_again(s));
 
 	snprintf(text, sizeof(text), "%lu", SZ_2M / psize());
@@ -913,8 +835,4 @@ TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 	EXPECT_TRUE(is_made_again(s));
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

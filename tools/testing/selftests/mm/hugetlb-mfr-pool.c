@@ -32,10 +32,7 @@
  * Reservations, surplus pages, and hugepages side by side
  */
 
-FIXTURE(accounted)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(accounted);
 
 FIXTURE_VARIANTS(accounted, simulated)
 
@@ -43,8 +40,6 @@ FIXTURE_SETUP(accounted)
 {
 	setup_keeping(_metadata, &self->s, SZ_2M, variant->injector, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(accounted);
 
 TEST_F(accounted, pages_beside_a_boundary_count_twice)
 {
@@ -235,10 +230,7 @@ TEST_F(accounted, surplus_hugepage_leaves_pool_unchanged)
  * The pool
  */
 
-FIXTURE(counted)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(counted);
 
 FIXTURE_VARIANTS(counted, simulated_and_mce)
 
@@ -248,8 +240,6 @@ FIXTURE_SETUP(counted)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 2);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(counted);
 
 TEST_F_TIMEOUT(counted, only_first_and_last_page_are_left_out, SLOW)
 {
@@ -310,15 +300,20 @@ TEST_F_TIMEOUT(counted, empty_pool_does_not_refill_a_hole, SLOW)
 	expect_all_come_back(_metadata, s, 0);
 }
 
+/* The file's hugepage is the only surplus one that there may be. */
+static void open_surplus(struct __test_metadata *_metadata, struct subject *s)
+{
+	leave_available(_metadata, s, 0);
+	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages", s->before.surplus + 1));
+	open_one(_metadata, s);
+}
+
 TEST_F_TIMEOUT(counted, release_allows_another_surplus_hugepage, SLOW)
 {
 	struct subject *s = &self->s;
 	char *other;
 
-	leave_available(_metadata, s, 0);
-	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
-			     s->before.surplus + 1));
-	open_one(_metadata, s);
+	open_surplus(_metadata, s);
 	lose(_metadata, s, s->nr_raw / 2);
 	expect_change(_metadata, s, 1, 0, 0, 1);
 
@@ -344,10 +339,7 @@ TEST_F_TIMEOUT(counted, healed_surplus_hugepage_stays_surplus, SLOW)
 	struct subject *s = &self->s;
 	char *other;
 
-	leave_available(_metadata, s, 0);
-	ASSERT_TRUE(pool_set(s->size, "nr_overcommit_hugepages",
-			     s->before.surplus + 1));
-	open_one(_metadata, s);
+	open_surplus(_metadata, s);
 	expect_change(_metadata, s, 1, 0, 0, 1);
 	lose(_metadata, s, 9);
 	EXPECT_EQ(0, zero_page(s, 9));
@@ -703,10 +695,7 @@ TEST_F_TIMEOUT(nodes, healing_allocates_on_the_same_node, SLOW)
  * Mounts of hugetlbfs
  */
 
-FIXTURE(mounted)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(mounted);
 
 FIXTURE_VARIANTS(mounted, simulated)
 
@@ -716,8 +705,6 @@ FIXTURE_SETUP(mounted)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 1);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(mounted);
 
 static int open_on_mount(void)
 {
@@ -772,10 +759,7 @@ TEST_F_TIMEOUT(mounted, min_size_outlives_a_lost_hugepage, SLOW)
 }
 
 /* Files of mounts are plain; that they are is not up to the flag. */
-FIXTURE(mounted_plain)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(mounted_plain);
 
 FIXTURE_VARIANTS(mounted_plain, simulated)
 
@@ -783,8 +767,6 @@ FIXTURE_SETUP(mounted_plain)
 {
 	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 1);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(mounted_plain);
 
 TEST_F_TIMEOUT(mounted_plain, hugepage_counts_until_unpoisoned, SLOW)
 {
@@ -825,10 +807,7 @@ TEST_F_TIMEOUT(mounted_plain, hugepage_counts_until_unpoisoned, SLOW)
  * Cgroups
  */
 
-FIXTURE(charged)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(charged);
 
 FIXTURE_VARIANTS(charged, simulated_and_mce)
 
@@ -924,8 +903,6 @@ FIXTURE_SETUP(charged)
 	expect_charges(_metadata, &self->s, CHILD, 0, 0);
 	expect_charges(_metadata, &self->s, GROUP, 0, 0);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(charged);
 
 /* fork() a process that lives in the inner group. */
 static pid_t fork_in_group(struct __test_metadata *_metadata)
@@ -1106,12 +1083,7 @@ TEST_F_TIMEOUT(charged, memcg_filter_applies_to_hugepages, SLOW)
  * Hugepages without most of their struct pages
  */
 
-FIXTURE(optimized)
-{
-	struct subject s;
-	long memmap;			/* pages of struct pages, without hugepages */
-	long memmap_less;		/* what the hugepages of the test save */
-};
+FIXTURE_SUBJECT(optimized);
 
 FIXTURE_VARIANT(optimized)
 {
@@ -1119,33 +1091,11 @@ FIXTURE_VARIANT(optimized)
 	bool hvo;
 };
 
-FIXTURE_VARIANT_ADD(optimized, on_madvise)
-{
-	.injector = &by_madvise,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(optimized, on_corrupt_pfn)
-{
-	.injector = &by_pfn,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(optimized, on_mce)
-{
-	.injector = &by_mce,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(optimized, off_madvise)
-{
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(optimized, off_corrupt_pfn)
-{
-	.injector = &by_pfn,
-};
+FIXTURE_VARIANT_ADD(optimized, on_madvise) { .injector = &by_madvise, .hvo = true };
+FIXTURE_VARIANT_ADD(optimized, on_corrupt_pfn) { .injector = &by_pfn, .hvo = true };
+FIXTURE_VARIANT_ADD(optimized, on_mce) { .injector = &by_mce, .hvo = true };
+FIXTURE_VARIANT_ADD(optimized, off_madvise) { .injector = &by_madvise };
+FIXTURE_VARIANT_ADD(optimized, off_corrupt_pfn) { .injector = &by_pfn };
 
 FIXTURE_SETUP(optimized)
 {
@@ -1153,19 +1103,15 @@ FIXTURE_SETUP(optimized)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, variant->injector, 2);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, MFD_MF_KEEP_UE_MAPPED);
 }
 
-FIXTURE_TEARDOWN_SUBJECT(optimized);
-
 /* One of the two hugepages has got its struct pages back, or both. */
-static void expect_memmap(struct __test_metadata *_metadata,
-			  FIXTURE_DATA(optimized) * self, long nr)
+static void expect_memmap(struct __test_metadata *_metadata, struct subject *s, long nr)
 {
-	long wanted = self->memmap - self->memmap_less + nr * self->memmap_less / 2;
+	long wanted = s->memmap - s->memmap_less + nr * s->memmap_less / 2;
 
 	wait_until(nr_memmap() == wanted, 20000);
 	EXPECT_EQ(wanted, nr_memmap());
@@ -1177,16 +1123,16 @@ TEST_F_TIMEOUT(optimized, release_restores_the_struct_pages, SLOW)
 
 	lose_samples(_metadata, s);
 	expect_intact(_metadata, s);
-	expect_memmap(_metadata, self, 0);
+	expect_memmap(_metadata, s, 0);
 
 	/* Only the hugepage that goes gets them. */
 	empty_file(_metadata, s);
-	expect_memmap(_metadata, self, 1);
+	expect_memmap(_metadata, s, 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_all_come_back(_metadata, s, 0);
 
 	leave_available(_metadata, s, 0);
-	expect_memmap(_metadata, self, 2);
+	expect_memmap(_metadata, s, 2);
 }
 
 TEST_F_TIMEOUT(optimized, release_works_after_HVO_was_switched, SLOW)
@@ -1199,11 +1145,11 @@ TEST_F_TIMEOUT(optimized, release_works_after_HVO_was_switched, SLOW)
 	ASSERT_TRUE(write_text(HVO, variant->hvo ? "0" : "1"));
 	lose(_metadata, s, s->nr_raw / 4 + 2);
 	empty_file(_metadata, s);
-	expect_memmap(_metadata, self, 1);
+	expect_memmap(_metadata, s, 1);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	expect_all_come_back(_metadata, s, 0);
 	leave_available(_metadata, s, 0);
-	expect_memmap(_metadata, self, 2);
+	expect_memmap(_metadata, s, 2);
 }
 
 TEST_F_TIMEOUT(optimized, healing_restores_the_struct_pages, SLOW)
@@ -1213,15 +1159,15 @@ TEST_F_TIMEOUT(optimized, healing_restores_the_struct_pages, SLOW)
 	ASSERT_EQ(0, punch(s, s->size, s->size));
 	s->nr_huge = 1;
 	lose_samples(_metadata, s);
-	expect_memmap(_metadata, self, 0);
+	expect_memmap(_metadata, s, 0);
 	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
-	expect_memmap(_metadata, self, 1);
+	expect_memmap(_metadata, s, 1);
 	expect_change(_metadata, s, -1, -2, 0, 0);
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, -1, -1, 0, 0);
 	leave_available(_metadata, s, 0);
-	expect_memmap(_metadata, self, 2);
+	expect_memmap(_metadata, s, 2);
 }
 
 TEST_F_TIMEOUT(optimized, healing_works_after_HVO_was_switched, SLOW)
@@ -1235,12 +1181,12 @@ TEST_F_TIMEOUT(optimized, healing_works_after_HVO_was_switched, SLOW)
 	zero_samples(_metadata, s);
 	expect_replaced(_metadata, s);
 	if (variant->hvo)
-		expect_memmap(_metadata, self, 1);
+		expect_memmap(_metadata, s, 1);
 	expect_change(_metadata, s, 0, -2, 0, 0);
 	empty_file(_metadata, s);
 	expect_change(_metadata, s, 0, 0, 0, 0);
 	leave_available(_metadata, s, 0);
-	expect_memmap(_metadata, self, 2);
+	expect_memmap(_metadata, s, 2);
 }
 
 TEST_F_TIMEOUT(optimized, pool_shrunk_to_zero_ends_with_release, SLOW)
@@ -1253,7 +1199,7 @@ TEST_F_TIMEOUT(optimized, pool_shrunk_to_zero_ends_with_release, SLOW)
 	ASSERT_TRUE(pool_set(s->size, "nr_hugepages", 0));
 	expect_change(_metadata, s, 0, -2, 0, 2);
 	empty_file(_metadata, s);
-	expect_memmap(_metadata, self, 2);
+	expect_memmap(_metadata, s, 2);
 	expect_change(_metadata, s, -2, -2, 0, 0);
 	expect_all_come_back(_metadata, s, 0);
 }
@@ -1263,12 +1209,7 @@ TEST_F_TIMEOUT(optimized, pool_shrunk_to_zero_ends_with_release, SLOW)
  * is known of the hugepage as a whole.
  */
 
-FIXTURE(one_lost)
-{
-	struct subject s;
-	long memmap;
-	long memmap_less;
-};
+FIXTURE_SUBJECT(one_lost);
 
 FIXTURE_VARIANT(one_lost)
 {
@@ -1277,53 +1218,14 @@ FIXTURE_VARIANT(one_lost)
 	bool hvo;
 };
 
-FIXTURE_VARIANT_ADD(one_lost, kept_2m)
-{
-	.size = SZ_2M,
-	.keep = true,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, plain_2m)
-{
-	.size = SZ_2M,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, kept_1g)
-{
-	.size = SZ_1G,
-	.keep = true,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, plain_1g)
-{
-	.size = SZ_1G,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, optimized_kept_2m)
-{
-	.size = SZ_2M,
-	.keep = true,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, optimized_plain_2m)
-{
-	.size = SZ_2M,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, optimized_kept_1g)
-{
-	.size = SZ_1G,
-	.keep = true,
-	.hvo = true,
-};
-
-FIXTURE_VARIANT_ADD(one_lost, optimized_plain_1g)
-{
-	.size = SZ_1G,
-	.hvo = true,
-};
+FIXTURE_VARIANT_ADD(one_lost, kept_2m) { .size = SZ_2M, .keep = true };
+FIXTURE_VARIANT_ADD(one_lost, plain_2m) { .size = SZ_2M };
+FIXTURE_VARIANT_ADD(one_lost, kept_1g) { .size = SZ_1G, .keep = true };
+FIXTURE_VARIANT_ADD(one_lost, plain_1g) { .size = SZ_1G };
+FIXTURE_VARIANT_ADD(one_lost, optimized_kept_2m) { .size = SZ_2M, .keep = true, .hvo = true };
+FIXTURE_VARIANT_ADD(one_lost, optimized_plain_2m) { .size = SZ_2M, .hvo = true };
+FIXTURE_VARIANT_ADD(one_lost, optimized_kept_1g) { .size = SZ_1G, .keep = true, .hvo = true };
+FIXTURE_VARIANT_ADD(one_lost, optimized_plain_1g) { .size = SZ_1G, .hvo = true };
 
 FIXTURE_SETUP(one_lost)
 {
@@ -1331,11 +1233,8 @@ FIXTURE_SETUP(one_lost)
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, variant->size, &by_pfn, 1);
 	if (!_metadata->exit_code)
-		setup_optimized(_metadata, &self->s, variant->hvo, &self->memmap,
-				&self->memmap_less);
+		setup_optimized(_metadata, &self->s, variant->hvo);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(one_lost);
 
 TEST_F_TIMEOUT(one_lost, page_is_left_out_until_unpoisoned, SLOW)
 {
@@ -1354,7 +1253,7 @@ TEST_F_TIMEOUT(one_lost, page_is_left_out_until_unpoisoned, SLOW)
 			pool_set(s->size, "nr_hugepages", s->before.nr - 1);
 		}
 		expect_released(_metadata, s);
-		EXPECT_EQ(self->memmap, nr_memmap());
+		EXPECT_EQ(s->memmap, nr_memmap());
 	}
 }
 
@@ -1365,7 +1264,6 @@ TEST_F_TIMEOUT(one_lost, page_is_left_out_until_unpoisoned, SLOW)
 FIXTURE(gigantic)
 {
 	struct subject s;
-	long memmap;			/* pages of struct pages, without hugepages */
 	long cma_pages;			/* and what CMA can allocate then */
 };
 
@@ -1401,17 +1299,8 @@ FIXTURE_VARIANT_ADD(gigantic, contiguous_optimized)
 	.hvo = true,
 };
 
-FIXTURE_VARIANT_ADD(gigantic, cma_madvise)
-{
-	.injector = &by_madvise,
-	.origin = CMA,
-};
-
-FIXTURE_VARIANT_ADD(gigantic, cma_corrupt_pfn)
-{
-	.injector = &by_pfn,
-	.origin = CMA,
-};
+FIXTURE_VARIANT_ADD(gigantic, cma_madvise) { .injector = &by_madvise, .origin = CMA };
+FIXTURE_VARIANT_ADD(gigantic, cma_corrupt_pfn) { .injector = &by_pfn, .origin = CMA };
 
 FIXTURE_VARIANT_ADD(gigantic, cma_optimized)
 {
@@ -1421,11 +1310,7 @@ FIXTURE_VARIANT_ADD(gigantic, cma_optimized)
 };
 
 /* Hugepages from boot don't return as such: there is only one attempt. */
-FIXTURE_VARIANT_ADD(gigantic, boot)
-{
-	.injector = &by_madvise,
-	.origin = BOOT,
-};
+FIXTURE_VARIANT_ADD(gigantic, boot) { .injector = &by_madvise, .origin = BOOT };
 
 FIXTURE_VARIANT_ADD(gigantic, boot_optimized)
 {
@@ -1469,7 +1354,7 @@ FIXTURE_SETUP(gigantic)
 		return;
 	if (variant->origin == BOOT) {
 		ASSERT_EQ(s->nr_huge, s->before.free);
-		self->memmap = nr_memmap();
+		s->memmap = nr_memmap();
 		return;
 	}
 
@@ -1477,7 +1362,7 @@ FIXTURE_SETUP(gigantic)
 	if (variant->hvo && !write_text(HVO, "1"))
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
 	cma_kb = meminfo_kb("CmaFree");
-	self->memmap = nr_memmap();
+	s->memmap = nr_memmap();
 	self->cma_pages = nr_cma_pages();
 	leave_available(_metadata, s, 1);
 	/* Nodes take turns, and not all have an area of CMA. */
@@ -1485,7 +1370,7 @@ FIXTURE_SETUP(gigantic)
 		leave_available(_metadata, s, 0);
 		leave_available(_metadata, s, 1);
 	}
-	if (variant->hvo && nr_memmap() == self->memmap)
+	if (variant->hvo && nr_memmap() == s->memmap)
 		SKIP(return, "the hugepage is not optimized");
 	cma_kb -= meminfo_kb("CmaFree");
 	if (variant->origin == CMA && cma_kb < (long)(SZ_1G >> 10) - CMA_NOISE_KB)
@@ -1564,14 +1449,14 @@ TEST_F_TIMEOUT(gigantic, release_frees_all_but_lost_pages, 3 * SLOW)
 		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
 	/* The struct pages of one may lie in what another has given back. */
 	if (variant->origin == BOOT && variant->hvo) {
-		s->nr_unknown = nr_memmap() - self->memmap;
+		s->nr_unknown = nr_memmap() - s->memmap;
 		EXPECT_LT(0, s->nr_unknown);
 	}
 	for (i = 0; i < s->nr_huge; i++)
 		expect_all_come_back(_metadata, s, i);
 	expect_change(_metadata, s, -s->nr_huge, -s->nr_huge, 0, 0);
 	if (variant->origin != BOOT)
-		EXPECT_EQ(self->memmap, nr_memmap());
+		EXPECT_EQ(s->memmap, nr_memmap());
 	/*
 	 * All that CMA believes to have can be had, now that nothing is lost.  The
 	 * pool takes hugepages from other nodes, too, so ask for all that there may be.
@@ -1608,7 +1493,7 @@ TEST_F_TIMEOUT(gigantic, heal_returns_memory_to_its_allocator, 3 * SLOW)
 		EXPECT_GT(CMA_NOISE_KB, labs(cma_kb));
 	}
 	if (variant->origin == BOOT && variant->hvo)
-		s->nr_unknown = nr_memmap() - self->memmap;
+		s->nr_unknown = nr_memmap() - s->memmap;
 	expect_replaced(_metadata, s);
 	expect_change(_metadata, s, -1, -2, 0, 0);
 
@@ -1617,17 +1502,14 @@ TEST_F_TIMEOUT(gigantic, heal_returns_memory_to_its_allocator, 3 * SLOW)
 	if (variant->origin == CMA)
 		EXPECT_EQ(self->cma_pages, nr_cma_pages());
 	if (variant->origin != BOOT)
-		EXPECT_EQ(self->memmap, nr_memmap());
+		EXPECT_EQ(s->memmap, nr_memmap());
 }
 
 /*
  * A 1 GiB hugepage that was optimized at boot, and has lost nothing
  */
 
-FIXTURE(booted)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(booted);
 
 FIXTURE_SETUP(booted)
 {
@@ -1635,8 +1517,6 @@ FIXTURE_SETUP(booted)
 		SKIP(return, "needs hugepagesz=1G hugepages= " OPTIMIZED_AT_BOOT);
 	setup_subject(_metadata, &self->s, SZ_1G, &by_pfn, 1);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(booted);
 
 TEST_F_TIMEOUT(booted, hugepage_is_freed_completely, SLOW)
 {
@@ -1651,8 +1531,4 @@ TEST_F_TIMEOUT(booted, hugepage_is_freed_completely, SLOW)
 	EXPECT_LT((long)(SZ_1G >> 10) - CMA_NOISE_KB, kb);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

@@ -24,10 +24,8 @@
 #include "mfr_harness.h"
 #include "../../../../drivers/iommu/iommufd/iommufd_test.h"
 #include "../../../../mm/gup_test.h"
-#include <linux/magic.h>
 #include <linux/vm_sockets.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 
 /* Missing in the headers of 6.12 */
 #ifndef IOMMU_IOAS_MAP_FILE
@@ -97,20 +95,12 @@ static void expect_held(struct __test_metadata *_metadata, struct subject *s)
  * The last user of a hugepage lets go
  */
 
-FIXTURE(kept)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(kept);
 
 FIXTURE_VARIANTS(kept, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(kept)
 
-FIXTURE_SETUP(kept)
-{
-	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(kept);
+FIXTURE_SETUP_KEPT(kept, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
 
 TEST_F_TIMEOUT(kept, last_pin_frees_all_but_lost_pages, SLOW)
 {
@@ -350,22 +340,12 @@ TEST_F_TIMEOUT(kept, lost_pages_are_never_allocated, SLOW)
  * The same without the flag
  */
 
-FIXTURE(plain)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(plain);
 
 FIXTURE_VARIANTS(plain, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(plain)
 
-FIXTURE_SETUP(plain)
-{
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(plain);
+FIXTURE_SETUP_PLAIN(plain);
 
 TEST_F_TIMEOUT(plain, hugepage_stays_out_of_use_until_unpoisoned, SLOW)
 {
@@ -399,10 +379,7 @@ TEST_F_TIMEOUT(plain, hugepage_stays_out_of_use_until_unpoisoned, SLOW)
  * Several poisoned hugepages in one truncation
  */
 
-FIXTURE(truncated)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(truncated);
 
 FIXTURE_VARIANT(truncated)
 {
@@ -422,15 +399,8 @@ FIXTURE_VARIANT_ADD(truncated, kept_corrupt_pfn)
 	.flags = MFD_MF_KEEP_UE_MAPPED,
 };
 
-FIXTURE_VARIANT_ADD(truncated, plain_madvise)
-{
-	.injector = &by_madvise,
-};
-
-FIXTURE_VARIANT_ADD(truncated, plain_corrupt_pfn)
-{
-	.injector = &by_pfn,
-};
+FIXTURE_VARIANT_ADD(truncated, plain_madvise) { .injector = &by_madvise };
+FIXTURE_VARIANT_ADD(truncated, plain_corrupt_pfn) { .injector = &by_pfn };
 
 FIXTURE_SETUP(truncated)
 {
@@ -440,8 +410,6 @@ FIXTURE_SETUP(truncated)
 	if (!_metadata->exit_code)
 		open_subject(_metadata, &self->s, variant->flags);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(truncated);
 
 /* Poison each hugepage from @first on, @step apart, then truncate them all. */
 static void poison_and_truncate(struct __test_metadata *_metadata,
@@ -514,10 +482,7 @@ TEST_F_TIMEOUT(truncated, all_hugepages_are_poisoned, SLOW)
  * Pins that outlive the file
  */
 
-FIXTURE(pinned)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(pinned);
 
 FIXTURE_VARIANTS(pinned, simulated_and_mce_2m)
 FIXTURE_VARIANT_ADD_SIZES(pinned)
@@ -531,8 +496,6 @@ FIXTURE_SETUP(pinned)
 	if (!need_more_hugepages(&self->s, 2))
 		SKIP(return, "can't get 3 hugepages");
 }
-
-FIXTURE_TEARDOWN_SUBJECT(pinned);
 
 TEST_F_TIMEOUT(pinned, pipe_outlives_file_and_mapping, SLOW)
 {
@@ -712,6 +675,11 @@ static pid_t start_pinning(struct __test_metadata *_metadata, struct subject *s,
 	struct helper h;
 	struct ring r;
 
+	if (with_ring) {
+		if (!make_ring(&r))
+			SKIP(return 0, "needs io_uring");
+		destroy_ring(&r);
+	}
 	ASSERT_TRUE(start_helper(&h));
 	if (!h.pid) {
 		if (with_ring && (!make_ring(&r) ||
@@ -756,13 +724,10 @@ TEST_F_TIMEOUT(pinned, file_with_a_lost_page_can_be_preserved, SLOW)
 TEST_F_TIMEOUT(pinned, truncation_by_another_process, SLOW)
 {
 	struct subject *s = &self->s;
-	struct ring r;
-	pid_t pid;
+	pid_t pid = start_pinning(_metadata, s, -1, true);
 
-	if (!make_ring(&r))
-		SKIP(return, "needs io_uring");
-	destroy_ring(&r);
-	pid = start_pinning(_metadata, s, -1, true);
+	if (!pid)
+		return;
 	lose(_metadata, s, s->nr_raw / 2);
 	/* The other process keeps the descriptor and the mapping, both empty now. */
 	let_go(_metadata, s);
@@ -776,13 +741,10 @@ TEST_F_TIMEOUT(pinned, truncation_by_another_process, SLOW)
 TEST_F_TIMEOUT(pinned, ring_of_a_killed_process_is_released, SLOW)
 {
 	struct subject *s = &self->s;
-	struct ring r;
-	pid_t pid;
+	pid_t pid = start_pinning(_metadata, s, -1, true);
 
-	if (!make_ring(&r))
-		SKIP(return, "needs io_uring");
-	destroy_ring(&r);
-	pid = start_pinning(_metadata, s, -1, true);
+	if (!pid)
+		return;
 	lose(_metadata, s, s->nr_raw / 2);
 	/* From now on the file, the mapping and the pin are all of one process. */
 	unmap_file(s);
@@ -1054,26 +1016,28 @@ static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
 	lose_while_waiting(_metadata, s, opcode, fds, iov, 2, nr);
 }
 
-TEST_F_TIMEOUT(pinned, waiting_read_leaves_out_a_lost_page, SLOW)
+/* The same with one piece, by a pipe or by sockets. */
+static void lose_page_while_waiting(struct __test_metadata *_metadata, struct subject *s,
+				    int opcode)
 {
-	struct subject *s = &self->s;
+	bool in = opcode == IORING_OP_READ_FIXED || opcode == IORING_OP_RECV;
+	bool pipes = opcode == IORING_OP_READ_FIXED || opcode == IORING_OP_WRITE_FIXED;
 	unsigned long nr = s->nr_raw / 2;
 	int fds[2];
 
-	ASSERT_EQ(0, pipe(fds));
-	lose_while_waiting(_metadata, s, IORING_OP_READ_FIXED, fds, raw_page(s, nr) + 8, 8,
-			   nr);
+	ASSERT_EQ(0, pipes ? pipe(fds) : socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+	lose_while_waiting(_metadata, s, opcode, fds, raw_page(s, nr) + (in ? 8 : 0),
+			   in ? 8 : psize(), nr);
+}
+
+TEST_F_TIMEOUT(pinned, waiting_read_leaves_out_a_lost_page, SLOW)
+{
+	lose_page_while_waiting(_metadata, &self->s, IORING_OP_READ_FIXED);
 }
 
 TEST_F_TIMEOUT(pinned, waiting_write_leaves_out_a_lost_page, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int fds[2];
-
-	ASSERT_EQ(0, pipe(fds));
-	lose_while_waiting(_metadata, s, IORING_OP_WRITE_FIXED, fds, raw_page(s, nr),
-			   psize(), nr);
+	lose_page_while_waiting(_metadata, &self->s, IORING_OP_WRITE_FIXED);
 }
 
 TEST_F_TIMEOUT(pinned, waiting_readv_leaves_out_a_lost_page, SLOW)
@@ -1088,22 +1052,12 @@ TEST_F_TIMEOUT(pinned, waiting_writev_leaves_out_a_lost_page, SLOW)
 
 TEST_F_TIMEOUT(pinned, waiting_receive_leaves_out_a_lost_page, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int fds[2];
-
-	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
-	lose_while_waiting(_metadata, s, IORING_OP_RECV, fds, raw_page(s, nr) + 8, 8, nr);
+	lose_page_while_waiting(_metadata, &self->s, IORING_OP_RECV);
 }
 
 TEST_F_TIMEOUT(pinned, waiting_send_leaves_out_a_lost_page, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int fds[2];
-
-	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
-	lose_while_waiting(_metadata, s, IORING_OP_SEND, fds, raw_page(s, nr), psize(), nr);
+	lose_page_while_waiting(_metadata, &self->s, IORING_OP_SEND);
 }
 
 TEST_F_TIMEOUT(pinned, resumed_send_leaves_out_a_lost_page, SLOW)
@@ -1196,15 +1150,8 @@ FIXTURE_VARIANT(pinned_plain)
 	bool is_pinned;
 };
 
-FIXTURE_VARIANT_ADD(pinned_plain, by_reference)
-{
-	.is_pinned = false,
-};
-
-FIXTURE_VARIANT_ADD(pinned_plain, by_pin)
-{
-	.is_pinned = true,
-};
+FIXTURE_VARIANT_ADD(pinned_plain, by_reference) { .is_pinned = false };
+FIXTURE_VARIANT_ADD(pinned_plain, by_pin) { .is_pinned = true };
 
 FIXTURE_SETUP(pinned_plain)
 {
@@ -1385,20 +1332,12 @@ TEST_F_TIMEOUT(in_flight, resumed_read_leaves_out_a_lost_page, SLOW)
  * Several hugepages, in use everywhere
  */
 
-FIXTURE(several)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(several);
 
 FIXTURE_VARIANTS(several, simulated_and_mce_2m)
 FIXTURE_VARIANT_ADD_SIZES(several)
 
-FIXTURE_SETUP(several)
-{
-	setup_kept(_metadata, &self->s, variant->size, variant->injector, NR_SEVERAL, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(several);
+FIXTURE_SETUP_KEPT(several, variant->size, variant->injector, NR_SEVERAL, 0);
 
 /* Three kinds of pins. */
 struct pins {
@@ -1647,15 +1586,10 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 TEST_F_TIMEOUT(several, truncation_races_with_direct_io, SLOW)
 {
 	struct subject *s = &self->s;
-	struct statfs fs;
-	int fd;
+	int fd = open_direct(_metadata);
 
-	fd = open(".", O_TMPFILE | O_RDWR | O_DIRECT, 0600);
 	if (fd < 0)
-		SKIP(return, "no O_DIRECT and O_TMPFILE in this directory");
-	ASSERT_EQ(0, fstatfs(fd, &fs));
-	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
-		SKIP(return, "O_DIRECT means nothing in this directory");
+		return;
 	/*
 	 * Holes are filled with the help of the page cache.  And a disk that is
 	 * memory takes what it needs of that now, and not from what is released.
@@ -1935,8 +1869,4 @@ TEST_F_TIMEOUT(iommu, driver_keeps_what_a_device_has, SLOW)
 	close_iommu(_metadata, self);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

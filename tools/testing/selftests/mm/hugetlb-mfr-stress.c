@@ -3105,21 +3105,9 @@ FIXTURE_VARIANT(stress)
 	const struct injector *injector;
 };
 
-FIXTURE_VARIANT_ADD(stress, simulated_2m)
-{
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(stress, simulated_2m_and_1g)
-{
-	.giant = true,
-	.injector = &by_pfn,
-};
-
-FIXTURE_VARIANT_ADD(stress, machine_checks_2m)
-{
-	.injector = &by_mce,
-};
+FIXTURE_VARIANT_ADD(stress, simulated_2m) { .injector = &by_pfn };
+FIXTURE_VARIANT_ADD(stress, simulated_2m_and_1g) { .giant = true, .injector = &by_pfn };
+FIXTURE_VARIANT_ADD(stress, machine_checks_2m) { .injector = &by_mce };
 
 FIXTURE_SETUP(stress)
 {
@@ -3238,7 +3226,6 @@ int main(int argc, char **argv)
 	struct __fixture_metadata *f;
 	struct __test_metadata *t;
 
-	open_undo();
 	open_state();
 	atexit(clean_up_stress);
 	for (f = __fixture_list; f; f = f->next)

@@ -30,20 +30,12 @@ struct uffdio_rwprotect {
  * System calls that change a mapping
  */
 
-FIXTURE(mapped)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(mapped);
 
 FIXTURE_VARIANTS(mapped, simulated_and_mce_2m)
 FIXTURE_VARIANT_ADD_SIZES(mapped)
 
-FIXTURE_SETUP(mapped)
-{
-	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(mapped);
+FIXTURE_SETUP_KEPT(mapped, variant->size, variant->injector, 1, 0);
 
 /* Lose a page that the process maps, but can't consume: the signal comes early. */
 static void lose_unseen(struct __test_metadata *_metadata, struct subject *s,
@@ -255,10 +247,7 @@ TEST_F_TIMEOUT(mapped, losses_are_signalled_to_parent_and_child, SLOW)
 
 #define NR_SHARED	3
 
-FIXTURE(shared_table)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(shared_table);
 
 FIXTURE_VARIANTS(shared_table, simulated_and_mce_2m)
 
@@ -292,8 +281,6 @@ FIXTURE_SETUP(shared_table)
 	for (i = 0; i < NR_SHARED; i++)
 		s->head[i] = mapped_pfn(s->map + i * s->size);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(shared_table);
 
 /* A process that carries out orders and reports the results. */
 struct sharer {
@@ -912,8 +899,4 @@ TEST_F_TIMEOUT(uffd, UFFDIO_POISON_affects_one_mapping_only, SLOW)
 	expect_end(_metadata, s);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

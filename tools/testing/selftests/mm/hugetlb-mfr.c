@@ -21,12 +21,10 @@
 #define _GNU_SOURCE
 #include "mfr_harness.h"
 #include <linux/futex.h>
-#include <linux/magic.h>
 #include <linux/udmabuf.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 
 /*
  * memfd_create()
@@ -229,20 +227,12 @@ static void take_from_pipe(struct __test_metadata *_metadata, int pipefd[2],
  * One kept hugepage
  */
 
-FIXTURE(kept)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(kept);
 
 FIXTURE_VARIANTS(kept, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(kept)
 
-FIXTURE_SETUP(kept)
-{
-	setup_kept(_metadata, &self->s, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(kept);
+FIXTURE_SETUP_KEPT(kept, variant->size, variant->injector, 1, MFD_ALLOW_SEALING);
 
 TEST_F_TIMEOUT(kept, one_lost_page_is_signalled_exactly, SLOW)
 {
@@ -776,15 +766,10 @@ TEST_F_TIMEOUT(kept, direct_io_leaves_out_the_lost_page, SLOW)
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
 	unsigned long ps = psize();
-	struct statfs fs;
-	int fd;
+	int fd = open_direct(_metadata);
 
-	fd = open(".", O_TMPFILE | O_RDWR | O_DIRECT, 0600);
 	if (fd < 0)
-		SKIP(return, "no O_DIRECT and O_TMPFILE in this directory");
-	ASSERT_EQ(0, fstatfs(fd, &fs));
-	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
-		SKIP(return, "O_DIRECT means nothing in this directory");
+		return;
 	/* Holes are filled with the help of the page cache. */
 	ASSERT_EQ(4 * ps, pwrite(fd, raw_page(s, 0), 4 * ps, 0));
 	lose(_metadata, s, nr);
@@ -1092,22 +1077,33 @@ TEST_F_TIMEOUT(kept, buffer_pieces_leave_out_the_lost_page, SLOW)
 }
 
 /* The kernel uses the pages of the ring by its own address of them. */
-TEST_F_TIMEOUT(kept, ring_in_lost_pages_goes_on, SLOW)
+static void use_lost_ring(struct __test_metadata *_metadata, struct subject *s,
+			  unsigned long first, unsigned int nr_pages,
+			  void (*lose)(struct __test_metadata *, struct subject *,
+				       unsigned long))
 {
-	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2;
 	int ring = make_ring_in(raw_page(s, nr), 4);
+	unsigned int i;
 
 	if (ring < 0)
 		SKIP(return, "needs io_uring");
 	expect_request_done(_metadata, ring, 1);
-	lose(_metadata, s, nr);
-	expect_request_done(_metadata, ring, 2);
-	lose(_metadata, s, nr + 1);
-	expect_request_done(_metadata, ring, 3);
-	expect_intact(_metadata, s);
-
+	for (i = 0; i < nr_pages; i++) {
+		lose(_metadata, s, nr + first + i);
+		expect_request_done(_metadata, ring, i + 2);
+	}
 	close(ring);
+}
+
+TEST_F_TIMEOUT(kept, ring_in_lost_pages_goes_on, SLOW)
+{
+	struct subject *s = &self->s;
+
+	use_lost_ring(_metadata, s, 0, 2, lose);
+	if (_metadata->exit_code)
+		return;
+	expect_intact(_metadata, s);
 	expect_end(_metadata, s);
 }
 
@@ -1162,10 +1158,9 @@ TEST_F_TIMEOUT(kept, hmm_mirror_does_not_get_the_lost_page, SLOW)
 	unsigned long nr = s->nr_raw / 2, ps = psize(), i;
 	unsigned char prot[4];
 	char *buf = malloc(2 * ps);
-	int fd;
+	int fd = open_mirror();
 
 	ASSERT_NE(NULL, buf);
-	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	lose(_metadata, s, nr);
@@ -1243,10 +1238,9 @@ TEST_F_TIMEOUT(kept, hmm_mirror_of_another_process_loses_it, SLOW)
 	unsigned long nr = s->nr_raw - 1;
 	char *buf = malloc(psize());
 	struct helper h;
-	int fd;
+	int fd = open_mirror();
 
 	ASSERT_NE(NULL, buf);
-	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	close(fd);
@@ -1431,30 +1425,16 @@ TEST_F_TIMEOUT(kept, unpoison_is_refused_while_in_the_file, SLOW)
  * Machine checks: their kinds, and what other injectors can't do
  */
 
-FIXTURE(machine_check)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(machine_check);
 
 FIXTURE_VARIANT(machine_check)
 {
 	const struct injector *injector;
 };
 
-FIXTURE_VARIANT_ADD(machine_check, load)
-{
-	.injector = &by_mce,
-};
-
-FIXTURE_VARIANT_ADD(machine_check, fetch)
-{
-	.injector = &by_fetch,
-};
-
-FIXTURE_VARIANT_ADD(machine_check, broadcast)
-{
-	.injector = &by_broadcast,
-};
+FIXTURE_VARIANT_ADD(machine_check, load) { .injector = &by_mce };
+FIXTURE_VARIANT_ADD(machine_check, fetch) { .injector = &by_fetch };
+FIXTURE_VARIANT_ADD(machine_check, broadcast) { .injector = &by_broadcast };
 
 /* Map the file again, for fetches, too, and touch it. */
 static bool map_again(struct subject *s)
@@ -1475,8 +1455,6 @@ FIXTURE_SETUP(machine_check)
 	if (!_metadata->exit_code)
 		ASSERT_TRUE(map_again(&self->s));
 }
-
-FIXTURE_TEARDOWN_SUBJECT(machine_check);
 
 TEST_F_TIMEOUT(machine_check, lost_pages_are_signalled_exactly, SLOW)
 {
@@ -1587,25 +1565,15 @@ TEST_F_TIMEOUT(machine_check, kills_a_thread_that_ignores_SIGBUS, SLOW)
  * Two CPUs at once
  */
 
-FIXTURE(two_victims)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(two_victims);
 
 FIXTURE_VARIANT(two_victims)
 {
 	unsigned long size;
 };
 
-FIXTURE_VARIANT_ADD(two_victims, mce_2m)
-{
-	.size = SZ_2M,
-};
-
-FIXTURE_VARIANT_ADD(two_victims, mce_1g)
-{
-	.size = SZ_1G,
-};
+FIXTURE_VARIANT_ADD(two_victims, mce_2m) { .size = SZ_2M };
+FIXTURE_VARIANT_ADD(two_victims, mce_1g) { .size = SZ_1G };
 
 FIXTURE_SETUP(two_victims)
 {
@@ -1615,8 +1583,6 @@ FIXTURE_SETUP(two_victims)
 		SKIP(return, "needs two CPUs without ticks");
 	setup_kept(_metadata, &self->s, variant->size, &by_mce, 1, 0);
 }
-
-FIXTURE_TEARDOWN_SUBJECT(two_victims);
 
 /* Two threads consume two pages, or one, and each gets its own signal. */
 static void lose_at_once(struct __test_metadata *_metadata, struct subject *s,
@@ -1672,17 +1638,9 @@ TEST_F_TIMEOUT(two_victims, of_one_page_both_get_a_signal, SLOW)
 	expect_end(_metadata, s);
 }
 
-FIXTURE(thousand)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(thousand);
 
-FIXTURE_SETUP(thousand)
-{
-	setup_kept(_metadata, &self->s, SZ_1G, &by_mce, 1, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(thousand);
+FIXTURE_SETUP_KEPT(thousand, SZ_1G, &by_mce, 1, 0);
 
 #define NR_LOST_OF_MANY		1000
 
@@ -1703,22 +1661,12 @@ TEST_F_TIMEOUT(thousand, machine_checks_are_signalled_one_by_one, 2 * SLOW)
  * The same without the flag: nothing changes
  */
 
-FIXTURE(plain)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(plain);
 
 FIXTURE_VARIANTS(plain, all_2m_and_1g)
 FIXTURE_VARIANT_ADD_SIZES(plain)
 
-FIXTURE_SETUP(plain)
-{
-	setup_subject(_metadata, &self->s, variant->size, variant->injector, 1);
-	if (!_metadata->exit_code)
-		open_subject(_metadata, &self->s, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(plain);
+FIXTURE_SETUP_PLAIN(plain);
 
 TEST_F_TIMEOUT(plain, first_lost_page_unmaps_the_whole_hugepage, SLOW)
 {
@@ -1827,30 +1775,12 @@ TEST_F_TIMEOUT(plain, registered_buffer_leaves_out_the_lost_page, SLOW)
 
 TEST_F_TIMEOUT(plain, ring_with_lost_queues_goes_on, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int ring = make_ring_in(raw_page(s, nr), 4);
-
-	if (ring < 0)
-		SKIP(return, "needs io_uring");
-	expect_request_done(_metadata, ring, 1);
-	lose_held(_metadata, s, nr);
-	expect_request_done(_metadata, ring, 2);
-	close(ring);
+	use_lost_ring(_metadata, &self->s, 0, 1, lose_held);
 }
 
 TEST_F_TIMEOUT(plain, ring_with_lost_requests_goes_on, SLOW)
 {
-	struct subject *s = &self->s;
-	unsigned long nr = s->nr_raw / 2;
-	int ring = make_ring_in(raw_page(s, nr), 4);
-
-	if (ring < 0)
-		SKIP(return, "needs io_uring");
-	expect_request_done(_metadata, ring, 1);
-	lose_held(_metadata, s, nr + 1);
-	expect_request_done(_metadata, ring, 2);
-	close(ring);
+	use_lost_ring(_metadata, &self->s, 1, 1, lose_held);
 }
 
 TEST_F_TIMEOUT(plain, lost_page_can_be_read_from_a_pipe, SLOW)
@@ -1869,10 +1799,9 @@ TEST_F_TIMEOUT(plain, hmm_mirror_loses_the_whole_hugepage, SLOW)
 	struct subject *s = &self->s;
 	unsigned long nr = s->nr_raw / 2, i;
 	char *buf = malloc(2 * psize());
-	int fd;
+	int fd = open_mirror();
 
 	ASSERT_NE(NULL, buf);
-	fd = open_mirror();
 	if (fd < 0)
 		SKIP(return, "needs CONFIG_TEST_HMM");
 	ASSERT_EQ(0, mirror(fd, HMM_DMIRROR_READ, raw_page(s, nr), buf, 2, NULL));
@@ -1901,17 +1830,9 @@ TEST_F_TIMEOUT(plain, filtered_error_has_no_effect, SLOW)
  * The policy belongs to the file
  */
 
-FIXTURE(policy)
-{
-	struct subject s;
-};
+FIXTURE_SUBJECT(policy);
 
-FIXTURE_SETUP(policy)
-{
-	setup_kept(_metadata, &self->s, SZ_2M, &by_madvise, 1, 0);
-}
-
-FIXTURE_TEARDOWN_SUBJECT(policy);
+FIXTURE_SETUP_KEPT(policy, SZ_2M, &by_madvise, 1, 0);
 
 /* Take @fd for the file, forget all else that leads there, and lose a page. */
 static void expect_kept_through(struct __test_metadata *_metadata, struct subject *s,
@@ -2055,8 +1976,4 @@ TEST_F(udmabuf, leaves_reserved_hugepages_alone)
 	expect_pool(_metadata, s, 0, 0);
 }
 
-int main(int argc, char **argv)
-{
-	open_undo();
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

@@ -8,6 +8,8 @@
 
 #include "../kselftest_harness.h"
 #include <assert.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include "mfr_util.h"
 
 /* Clearing 1 GiB alone takes seconds on an emulated CPU, and minutes with KASAN. */
@@ -22,6 +24,19 @@
 		SKIP(, fmt, ##__VA_ARGS__); \
 	statement; \
 } while (0)
+
+/* An unnamed file for direct I/O, or -1 in a test that is skipped */
+static inline int open_direct(struct __test_metadata *_metadata)
+{
+	struct statfs fs;
+	int fd = open(".", O_TMPFILE | O_RDWR | O_DIRECT, 0600);
+
+	if (fd < 0 || fstatfs(fd, &fs))
+		SKIP(return -1, "no O_DIRECT and O_TMPFILE in this directory");
+	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
+		SKIP(return -1, "O_DIRECT means nothing in this directory");
+	return fd;
+}
 
 /* A call that fails, with that error. */
 #define EXPECT_ERRNO(error, call) do { \
@@ -319,6 +334,8 @@ static inline void let_go(struct __test_metadata *_metadata, struct subject *s)
 /* Runs in the parent when the test and all it held is gone. */
 static inline void teardown_subject(struct __test_metadata *_metadata, struct subject *s)
 {
+	if (!s->size)
+		return;
 	restore_settings();
 	EXPECT_EQ(0, unpoison_all());
 	if (!undo->mce_seen)
@@ -332,6 +349,41 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 		teardown_subject(_metadata, &self->s); \
 	} \
 	struct subject
+
+/* A fixture that has a subject and nothing else */
+#define FIXTURE_SUBJECT(fixture_name...) \
+	struct subject; \
+	FIXTURE(fixture_name) { \
+		struct subject s; \
+	}; \
+	FIXTURE_TEARDOWN_SUBJECT(fixture_name)
+
+/* Set up only a kept file, with these parameters of setup_kept(), */
+#define FIXTURE_SETUP_KEPT(fixture_name, ...) \
+	FIXTURE_SETUP(fixture_name) \
+	{ \
+		setup_kept(_metadata, &self->s, __VA_ARGS__); \
+	} \
+	struct subject
+
+/* or only a file of one hugepage without the flag. */
+#define FIXTURE_SETUP_PLAIN(fixture_name) \
+	FIXTURE_SETUP(fixture_name) \
+	{ \
+		setup_subject(_metadata, &self->s, variant->size, variant->injector, 1); \
+		if (!_metadata->exit_code) \
+			open_subject(_metadata, &self->s, 0); \
+	} \
+	struct subject
+
+/* Variants with hugepages that lack most of their struct pages, and with others */
+#define FIXTURE_VARIANTS_HVO(fixture_name...) \
+	struct subject; \
+	FIXTURE_VARIANT(fixture_name) { \
+		bool hvo; \
+	}; \
+	FIXTURE_VARIANT_ADD(fixture_name, optimized) { .hvo = true }; \
+	FIXTURE_VARIANT_ADD(fixture_name, not_optimized) { }
 
 /* A thread got one SIGBUS, with this code, address and size. */
 static inline void expect_signal(struct __test_metadata *_metadata, const struct sigbus *h,
@@ -900,19 +952,19 @@ static inline void poison_free_hugepage(struct __test_metadata *_metadata, struc
 
 /* Fill the pool with hugepages that were optimized, or not. */
 static inline void setup_optimized(struct __test_metadata *_metadata, struct subject *s,
-				   bool hvo, long *memmap, long *memmap_less)
+				   bool hvo)
 {
 	unsigned long nr_huge = s->nr_huge;
 
 	leave_available(_metadata, s, 0);
 	if (!write_text(HVO, hvo ? "1" : "0") && hvo)
 		SKIP(return, "needs CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP");
-	*memmap = nr_memmap();
+	s->memmap = nr_memmap();
 	leave_available(_metadata, s, nr_huge);
-	*memmap_less = *memmap - nr_memmap();
+	s->memmap_less = s->memmap - nr_memmap();
 	if (!hvo)
-		ASSERT_EQ(0, *memmap_less);
-	if (hvo && *memmap_less < (long)nr_huge)
+		ASSERT_EQ(0, s->memmap_less);
+	if (hvo && s->memmap_less < (long)nr_huge)
 		SKIP(return, "the hugepages are not optimized");
 }
 
@@ -955,6 +1007,13 @@ static inline void let_write(struct __test_metadata *_metadata, struct helper *w
 {
 	ASSERT_TRUE(tell(w));
 	ASSERT_TRUE(wait_until(pool_read(size).nr == nr, 50));
+}
+
+/* Before main(), which needs nothing but TEST_HARNESS_MAIN then. */
+static void __attribute__((constructor)) begin_tests(void)
+{
+	open_undo();
+	open_mce_at();
 }
 
 #endif /* _SELFTESTS_MM_MFR_HARNESS_H */

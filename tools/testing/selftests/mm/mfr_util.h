@@ -201,6 +201,8 @@ struct subject {
 	struct pool before;		/* with all hugepages of the test free */
 	unsigned long corrupted;	/* HardwareCorrupted at the start, in kB */
 	unsigned long nr_unknown;	/* what the kernel may take meanwhile */
+	long memmap;			/* pages of struct pages, without hugepages */
+	long memmap_less;		/* what optimized hugepages of the test save */
 };
 
 /* The contents of the last SIGBUS to this thread, and how many there were. */
