@@ -109,6 +109,12 @@ machines_for() {
 		$2 == "check" && $3 == kernel && here == "yes" { print $1 }'
 }
 
+# example: the program in the document of the policy
+example() {
+	sed -n '/^Example$/,/^See also$/s/^\t//p' \
+		"$TOP/Documentation/userspace-api/mfd_mfr_policy.rst"
+}
+
 is_machine() {
 	of "$1" here | grep -q .
 }

@@ -42,6 +42,17 @@ else
 	result fail "$document has the machines of machines.cfg" "$logs/machines.rst"
 fi
 
+# The header for programs, and with it the example, which the tests build as C.
+example >"$logs/example.c"
+for standard in c++11 c++20; do
+	if g++ -x c++ -std=$standard -pedantic -Wall -Wextra -Werror -fsyntax-only \
+		-I "$TOP/tools/mm" "$logs/example.c" >"$logs/$standard" 2>&1; then
+		result pass "kept_memory.h and the example are $standard" ""
+	else
+		result fail "kept_memory.h and the example are $standard" "$logs/$standard"
+	fi
+done
+
 "$MFR/series/series.sh"
 series=$O/series/$BASE
 if [ ! -d "$series" ]; then	# the source has all of it

@@ -49,9 +49,15 @@ compile() {
 }
 compile "$dir/page-types" -I "$TREE/tools/include" -I "$TREE/tools/lib" \
 	-I "$TREE/tools/lib/api" "$TREE/tools/mm/page-types.c" "$TREE/tools/lib/api/fs/fs.c"
+# The example in the document, with this machine's headers, and a test of it
+example >"$out/kept-memory-example.c"
+compile "$dir/kept-memory-example" -Wall -Wextra -Werror -I "$TOP/tools/mm" \
+	"$out/kept-memory-example.c"
+compile "$dir/kept-memory" -Wall -Wextra -Werror -I "$TOP/tools/mm" -I "$out" \
+	"$MFR/in-vm/kept-memory.c"
 compile "$dir/heal-kept-memory" -Wall -Wextra "$TOP/tools/mm/heal-kept-memory.c"
 # Machine checks are x86's, and it is about the flag.
 if [ $SRCARCH = x86 ] && [ -z "$PREFIX" ]; then
 	compile "$dir/mini-vmm" -Wall -Wextra -isystem "$headers" \
-		-I "$TREE/tools/testing/selftests/mm" "$MFR/in-vm/mini-vmm.c"
+		-I "$TREE/tools/testing/selftests/mm" -I "$TOP/tools/mm" "$MFR/in-vm/mini-vmm.c"
 fi

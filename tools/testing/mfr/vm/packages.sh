@@ -7,7 +7,7 @@
 . "${0%/*}/../lib.sh"
 . "$MFR/apt.sh"
 
-wanted="gcc make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
+wanted="gcc g++ make bc bison flex libelf-dev libssl-dev git patch quilt xz-utils
 	cpio gzip rsync perl python3-ply python3-git libc6-dev procps shellcheck $*"
 # These are part of the initramfs, or of programs there.
 inside="busybox-static bash-static libcap-dev libnuma-dev"

@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * Hugepages that survive memory errors, for virtual machine monitors and others: files
+ * with MFD_MF_KEEP_UE_MAPPED, and files without it on kernels that lack it.  See
+ * Documentation/userspace-api/mfd_mfr_policy.rst, which has an example, and mfd_mfr_vmm.rst.
+ *
+ * This file may be copied into other programs.  It needs POSIX threads, GCC or Clang, and
+ * _GNU_SOURCE before the first header of C.  It works in C and in C++.
+ *
+ * Functions that return int return -1 and set errno if they fail, unless they say more.
+ */
+#ifndef _KEPT_MEMORY_H
+#define _KEPT_MEMORY_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/memfd.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#ifndef MFD_MF_KEEP_UE_MAPPED
+#define MFD_MF_KEEP_UE_MAPPED	0x0020U
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Creation
+ */
+struct kept_memory {
+	int fd;
+	int kept;		/* whether the file has the policy */
+	char *map;		/* all of the file, from its start */
+	size_t size;
+	size_t hugepage;	/* the size of one */
+};
+
+/* Create a file of hugepages, with the policy if the kernel has it. */
+static inline int kept_memfd(const char *name, unsigned int flags, uint64_t size)
+{
+	int fd, error;
+
+	flags |= MFD_HUGETLB;
+	fd = memfd_create(name, flags | MFD_MF_KEEP_UE_MAPPED);
+	if (fd < 0 && errno == EINVAL)
+		fd = memfd_create(name, flags);
+	if (fd >= 0 && ftruncate(fd, (off_t)size)) {
+		error = errno;
+		close(fd);
+		errno = error;
+		fd = -1;
+	}
+	return fd;
+}
+
+/*
+ * The map of lost pages
+ */
+typedef void kept_run_fn(void *arg, uint64_t offset, uint64_t length);
+
+/*
+ * Call @lost for each run of lost pages of the file that is @fd in the process @pid, or in
+ * this one if @pid is 0, and @damaged for each run of damaged bytes in them.  Each may be
+ * NULL.  Returns 1 if the file has the policy, and 0 if it has none, and so no map.
+ */
+static inline int kept_read_map(pid_t pid, int fd, kept_run_fn *lost, kept_run_fn *damaged,
+				void *arg)
+{
+	unsigned long long offset, length;
+	int has_policy = 0, error = 0;
+	char path[64], *line = NULL;
+	size_t room = 0;
+	FILE *f;
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%ld/fdinfo/%d", (long)pid, fd);
+	else
+		snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
+	f = fopen(path, "re");
+	if (!f)
+		return -1;
+	while (getline(&line, &room, f) >= 0) {
+		if (!strncmp(line, "mf-policy:", 10))
+			has_policy = 1;
+		else if (lost && sscanf(line, "mf-lost: %llx %llx", &offset, &length) == 2)
+			lost(arg, offset, length);
+		else if (damaged &&
+			 sscanf(line, "mf-damaged: %llx %llx", &offset, &length) == 2)
+			damaged(arg, offset, length);
+	}
+	if (!feof(f))
+		error = errno;
+	free(line);
+	fclose(f);
+	if (!error)
+		return has_policy;
+	errno = error;
+	return -1;
+}
+
+/*
+ * Map a file that kept_memfd() has made, or that another process has handed over.  Be
+ * ready for SIGBUS before that.
+ */
+static inline int kept_open(struct kept_memory *m, int fd)
+{
+	struct stat st;
+	void *map;
+
+	m->fd = fd;
+	m->kept = kept_read_map(0, fd, NULL, NULL, NULL);
+	if (m->kept < 0 || fstat(fd, &st))
+		return -1;
+	m->size = (size_t)st.st_size;
+	m->hugepage = (size_t)st.st_blksize;
+	map = mmap(NULL, m->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		return -1;
+	m->map = (char *)map;
+	return 0;
+}
+
+/*
+ * The handler of SIGBUS
+ */
+/*
+ * Returns 1 if the signal reports a memory error in the mapping of @m, with what is lost in
+ * @offset and @length.  Without the policy this is the hugepage, whatever the signal says.
+ */
+static inline int kept_lost(const struct kept_memory *m, const siginfo_t *si,
+			    uint64_t *offset, uint64_t *length)
+{
+	uint64_t at = (uintptr_t)si->si_addr - (uintptr_t)m->map;
+
+	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO) ||
+	    !si->si_addr || at >= m->size)
+		return 0;
+	*length = m->kept ? (uint64_t)1 << si->si_addr_lsb : m->hugepage;
+	*offset = at & -*length;
+	return 1;
+}
+
+struct kept_jump {
+	sigjmp_buf buf;
+};
+
+/* Where kept_try() goes on if the access of this thread fails.  A program has one. */
+#pragma weak kept_armed
+__thread struct kept_jump *kept_armed;
+
+/*
+ * For the handler, with its last argument, if the signal is BUS_MCEERR_AR: end the access
+ * that kept_try() makes in this thread.  Returns if it makes none.
+ */
+static inline void kept_recover(void *ucontext)
+{
+	if (!kept_armed)
+		return;
+	pthread_sigmask(SIG_SETMASK, &((ucontext_t *)ucontext)->uc_sigmask, NULL);
+	siglongjmp(kept_armed->buf, 1);
+}
+
+/*
+ * Let @access use memory that may be lost.  Returns -1 with EFAULT if that was so.  It is
+ * left where it stood then, so it must hold no locks, and it must not block SIGBUS.
+ */
+static inline int kept_try(void (*access)(void *arg), void *arg)
+{
+	struct kept_jump *before = kept_armed, jump;
+
+	if (sigsetjmp(jump.buf, 0)) {
+		kept_armed = before;
+		errno = EFAULT;
+		return -1;
+	}
+	__atomic_store_n(&kept_armed, &jump, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	access(arg);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	__atomic_store_n(&kept_armed, before, __ATOMIC_RELAXED);
+	return 0;
+}
+
+struct kept_copying {
+	char *to;
+	const char *from;
+	size_t len;
+	size_t done;
+};
+
+/* Load each word once.  Some CPUs read beyond the end of what memcpy() is to copy. */
+static inline void kept_copy_words(void *arg)
+{
+	struct kept_copying *c = (struct kept_copying *)arg;
+	size_t i = 0, step;
+	unsigned long word;
+
+	for (; i < c->len; i += step) {
+		step = sizeof(word);
+		if ((uintptr_t)(c->from + i) % step || c->len - i < step) {
+			step = 1;
+			c->to[i] = __atomic_load_n(c->from + i, __ATOMIC_RELAXED);
+		} else {
+			word = __atomic_load_n((const unsigned long *)(c->from + i),
+					       __ATOMIC_RELAXED);
+			memcpy(c->to + i, &word, step);
+		}
+		__atomic_store_n(&c->done, i + step, __ATOMIC_RELAXED);
+	}
+}
+
+/*
+ * Copy from or to memory that may be lost.  Returns the number of bytes in front of what is
+ * lost.  A caller that wants the rest goes on at the next page.
+ */
+static inline size_t kept_copy(void *to, const void *from, size_t len)
+{
+	struct kept_copying c = { (char *)to, (const char *)from, len, 0 };
+
+	kept_try(kept_copy_words, &c);
+	return __atomic_load_n(&c.done, __ATOMIC_RELAXED);
+}
+
+/*
+ * A thread for early kill
+ *
+ * It is the only thread that hears of lost pages that this process has not used.  It waits
+ * for SIGBUS with sigwaitinfo(2), and so works without the handler, in a library, too.
+ */
+typedef void kept_lost_fn(void *arg, const struct kept_memory *m, uint64_t offset,
+			  uint64_t length);
+
+struct kept_watch {
+	const struct kept_memory *memory;	/* all that the process has: an array */
+	unsigned int nr;
+	/*
+	 * Called by the thread for each run of lost pages in the map, when it starts and after
+	 * each signal: again for those that it was called for before.  Must not use the memory.
+	 */
+	kept_lost_fn *lost;
+	void *arg;
+	/* Held from before a map is read until @lost was called for all that is in it. */
+	pthread_mutex_t lock;
+	/* For the functions below */
+	const struct kept_memory *now;
+	pthread_t thread;
+	sem_t started;
+	int error;
+	int stop;
+};
+
+static inline void kept_watch_run(void *arg, uint64_t offset, uint64_t length)
+{
+	struct kept_watch *w = (struct kept_watch *)arg;
+
+	w->lost(w->arg, w->now, offset, length);
+}
+
+static inline int kept_watch_read_maps(struct kept_watch *w, const siginfo_t *si)
+{
+	uint64_t offset, length;
+	int error = 0;
+
+	pthread_mutex_lock(&w->lock);
+	for (w->now = w->memory; w->now < w->memory + w->nr; w->now++) {
+		if (kept_read_map(0, w->now->fd, kept_watch_run, NULL, w) < 0)
+			error = errno;
+		/* Without the policy there is no map, and the signal is all there is. */
+		if (si && !w->now->kept && kept_lost(w->now, si, &offset, &length))
+			w->lost(w->arg, w->now, offset, length);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return error;
+}
+
+static inline void *kept_watch_thread(void *arg)
+{
+	struct kept_watch *w = (struct kept_watch *)arg;
+	struct timespec second = { 1, 0 };
+	siginfo_t si;
+	sigset_t set;
+	int error, sig;
+
+	/* This comes first: from early kill on, signals come here. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	if (prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0))
+		w->error = errno;
+	else
+		w->error = kept_watch_read_maps(w, NULL);
+	error = w->error;
+	sem_post(&w->started);
+	if (error)
+		return NULL;
+
+	for (;;) {
+		/* A map that couldn't be read, for want of memory, is tried again. */
+		sig = sigtimedwait(&set, &si, error ? &second : NULL);
+		if (__atomic_load_n(&w->stop, __ATOMIC_RELAXED))
+			return NULL;
+		error = kept_watch_read_maps(w, sig < 0 ? NULL : &si);
+	}
+}
+
+/*
+ * Call this when the memory is mapped, and before other threads are made: the caller, and
+ * threads that it makes later, get no signals for pages that they have not used.  All
+ * that is lost by now has been reported when this returns.  A process has one such thread.
+ */
+static inline int kept_watch_start(struct kept_watch *w)
+{
+	int error;
+
+	if (prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0))
+		return -1;
+	pthread_mutex_init(&w->lock, NULL);
+	sem_init(&w->started, 0, 0);
+	w->error = 0;
+	w->stop = 0;
+	error = pthread_create(&w->thread, NULL, kept_watch_thread, w);
+	if (!error) {
+		while (sem_wait(&w->started))
+			;
+		error = w->error;
+		if (error)
+			pthread_join(w->thread, NULL);
+	}
+	errno = error;
+	return error ? -1 : 0;
+}
+
+/* Call this before the memory is unmapped. */
+static inline void kept_watch_stop(struct kept_watch *w)
+{
+	__atomic_store_n(&w->stop, 1, __ATOMIC_RELAXED);
+	pthread_kill(w->thread, SIGBUS);
+	pthread_join(w->thread, NULL);
+}
+
+/*
+ * Healthy memory in place of lost memory
+ */
+struct kept_run {
+	uint64_t start, end;
+};
+
+struct kept_runs {
+	uint64_t start, end;		/* of the hugepage */
+	struct kept_run *run;		/* of lost pages in it, in ascending order */
+	size_t nr;
+	int error;
+};
+
+static inline void kept_add_run(void *arg, uint64_t offset, uint64_t length)
+{
+	struct kept_runs *r = (struct kept_runs *)arg;
+	uint64_t end = offset + length;
+	struct kept_run *more;
+
+	if (offset < r->start)
+		offset = r->start;
+	if (end > r->end)
+		end = r->end;
+	if (offset >= end)
+		return;
+	more = (struct kept_run *)realloc(r->run, (r->nr + 1) * sizeof(*more));
+	if (!more) {
+		r->error = ENOMEM;
+		return;
+	}
+	r->run = more;
+	r->run[r->nr].start = offset;
+	r->run[r->nr++].end = end;
+}
+
+/*
+ * Give up what the hugepage around @offset has lost.  The kernel replaces it by a healthy
+ * one then, under all its users.  Lost pages become zero: tell a guest first.
+ *
+ * Fails, with the hugepage as it was, with ENOSPC if there is no free hugepage, EBUSY if it is
+ * pinned, EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be
+ * moved, and EOPNOTSUPP without the policy or on kernels that can't do it.
+ */
+static inline int kept_heal(int fd, uint64_t offset)
+{
+	struct kept_runs lost = { 0, 0, NULL, 0, 0 };
+	int ret, error;
+	struct stat st;
+	size_t i;
+
+	if (fstat(fd, &st))
+		return -1;
+	lost.start = offset & -(uint64_t)st.st_blksize;
+	lost.end = lost.start + (uint64_t)st.st_blksize;
+	ret = kept_read_map(0, fd, kept_add_run, NULL, &lost);
+	error = ret < 0 ? errno : ret ? lost.error : EOPNOTSUPP;
+
+	/*
+	 * The call for the last page heals, or an earlier one if pages were given up before: the
+	 * other pages of the map are healthy then, and not to be zeroed.
+	 */
+	for (i = 0; !error && i < lost.nr; i++) {
+		do {
+			ret = fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+					(off_t)lost.run[i].start,
+					(off_t)(lost.run[i].end - lost.run[i].start));
+		} while (ret && errno == EINTR);
+		if (!ret)
+			break;
+		if (errno != EIO)
+			error = errno;
+		else if (i + 1 == lost.nr)
+			error = EIO;
+	}
+	free(lost.run);
+	errno = error;
+	return error ? -1 : 0;
+}
+
+/*
+ * Read from the file, with zeroes for lost pages: to save or migrate the memory.  Whole pages
+ * only.  On CPUs whose kernel does not survive unknown errors in read(2), see the document
+ * of the policy, use kept_copy() from the mapping instead.
+ */
+static inline int kept_save(int fd, uint64_t offset, void *to, size_t length)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), done = 0, part;
+	struct stat st;
+	ssize_t got;
+
+	if (fstat(fd, &st))
+		return -1;
+	while (done < length) {
+		/* Older kernels report a lost page at the start of the next hugepage too early. */
+		part = (size_t)st.st_blksize - (offset + done) % (size_t)st.st_blksize;
+		if (part > length - done)
+			part = length - done;
+		got = pread(fd, (char *)to + done, part, (off_t)(offset + done));
+		if (got > 0) {
+			done += (size_t)got;
+		} else if (!got || errno == EIO) {
+			part = page - done % page;
+			memset((char *)to + done, 0, part);
+			done += part;
+		} else if (errno != EINTR) {
+			return -1;
+		}
+	}
+	return 0;
+}
+
+/* Punch out a hugepage, take another one from the pool, and write @contents to it. */
+static inline int kept_swap(int fd, uint64_t offset, const void *contents, size_t hugepage)
+{
+	unsigned int flags = (unsigned int)__builtin_ctzl(hugepage) << MFD_HUGE_SHIFT;
+	int ret, spare = memfd_create("spare", MFD_CLOEXEC | MFD_HUGETLB | flags);
+	void *map;
+
+	/* Find out if the pool has one, before anything is lost. */
+	ret = spare < 0 ? -1 : fallocate(spare, 0, 0, (off_t)hugepage);
+	if (!ret)
+		ret = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)offset, (off_t)hugepage);
+	if (spare >= 0)
+		close(spare);
+	if (ret || fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)hugepage))
+		return -1;
+	map = mmap(NULL, hugepage, PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+	if (map == MAP_FAILED)
+		return -1;
+	memcpy(map, contents, hugepage);
+	munmap(map, hugepage);
+	return 0;
+}
+
+/*
+ * The same as kept_heal() where that fails with EOPNOTSUPP: save what is healthy of the
+ * hugepage around @offset, punch it out, and fill another one.  Stop the guest and all
+ * devices first.  If it fails with ENOSPC the hugepage is as it was, unless somebody else
+ * has taken the last free one in the middle.
+ */
+static inline int kept_replace(int fd, uint64_t offset)
+{
+	size_t hugepage;
+	void *contents;
+	struct stat st;
+	int ret, error;
+
+	if (fstat(fd, &st))
+		return -1;
+	hugepage = (size_t)st.st_blksize;
+	offset &= -(uint64_t)hugepage;
+	contents = malloc(hugepage);
+	if (!contents)
+		return -1;
+	ret = kept_save(fd, offset, contents, hugepage);
+	if (!ret)
+		ret = kept_swap(fd, offset, contents, hugepage);
+	error = errno;
+	free(contents);
+	errno = error;
+	return ret;
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* _KEPT_MEMORY_H */

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Test the example of Documentation/userspace-api/mfd_mfr_policy.rst, as it stands there,
+ * and with it tools/mm/kept_memory.h: with the policy, and without it on a kernel that
+ * lacks it. Errors are simulated, so an access fails only by a page fault: zap() leaves all
+ * memory to be faulted in again.
+ */
+#define main example_main
+#include "kept-memory-example.c"
+#undef main
+
+#include <stdbool.h>
+#include <sys/wait.h>
+
+#define HWPOISON	"/sys/kernel/debug/hwpoison/"
+#define POOL		"/sys/kernel/mm/hugepages/hugepages-%zukB/nr_hugepages"
+#define NR_HUGE		4
+#define NR_LOST		100
+#define NR_REPEATS	5000
+
+static struct kept_watch watch;
+static size_t nr_pages, nr_per_huge;
+static unsigned long pfn[NR_LOST];
+static size_t lost[NR_LOST];	/* the pages that were hit */
+static int nr_hit;
+static int nr_tests, nr_failed;
+
+static void result(bool ok, const char *name)
+{
+	nr_failed += !ok;
+	printf("%sok %d %s\n", ok ? "" : "not ", ++nr_tests, name);
+}
+
+static void die(const char *what)
+{
+	printf("Bail out! %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static bool write_number(const char *path, unsigned long n)
+{
+	FILE *f = fopen(path, "w");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fprintf(f, "%lu\n", n) > 0;
+	return !fclose(f) && ok;
+}
+
+static void set_pool(size_t hugepage, unsigned long nr)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), POOL, hugepage / 1024);
+	if (!write_number(path, nr))
+		die(path);
+}
+
+static unsigned char *page_at(size_t page)
+{
+	return (unsigned char *)guest.map + page * page_size;
+}
+
+static unsigned char pattern(size_t page)
+{
+	return (unsigned char)(page * 31 + page / 251 + 1);
+}
+
+static void zap(void)
+{
+	if (madvise(guest.map, guest.size, MADV_DONTNEED))
+		die("MADV_DONTNEED");
+}
+
+static unsigned long pfn_of(size_t page)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry;
+
+	if (fd < 0 || pread(fd, &entry, 8, (off_t)((uintptr_t)page_at(page) / page_size * 8)) != 8)
+		die("pagemap");
+	close(fd);
+	return entry & ((1ULL << 55) - 1);
+}
+
+/* Nobody consumes it. */
+static void hit(size_t page)
+{
+	lost[nr_hit] = page;
+	pfn[nr_hit] = pfn_of(page);
+	if (!pfn[nr_hit])
+		die("pagemap");
+	nr_hit++;
+	if (!write_number(HWPOISON "corrupt-pfn", pfn[nr_hit - 1]))
+		die("corrupt-pfn");
+}
+
+/* Without the policy, the hugepage is lost with the page. */
+static bool should_be_lost(size_t page)
+{
+	int i;
+
+	for (i = 0; i < nr_hit; i++)
+		if (guest.kept ? lost[i] == page : lost[i] / nr_per_huge == page / nr_per_huge)
+			return true;
+	return false;
+}
+
+static bool list_is_right(void)
+{
+	size_t page, nr = 0;
+
+	for (page = 0; page < nr_pages; page++) {
+		if (__atomic_load_n(&is_lost[page], __ATOMIC_RELAXED) != should_be_lost(page))
+			return false;
+		nr += should_be_lost(page);
+	}
+	return __atomic_load_n(&nr_lost, __ATOMIC_RELAXED) == nr;
+}
+
+/* The thread for early kill takes its time. */
+static bool list_gets_right(void)
+{
+	int tries;
+
+	for (tries = 0; tries < 1000 && !list_is_right(); tries++)
+		usleep(10000);
+	return list_is_right();
+}
+
+static bool is_pattern(const unsigned char *p, size_t page, unsigned char want)
+{
+	size_t i;
+
+	for (i = 0; i < page_size; i++)
+		if (p[i] != want) {
+			printf("# page %zu: %#x at %zu, not %#x\n", page, p[i], i, want);
+			return false;
+		}
+	return true;
+}
+
+/* Two threads read everything, and lost pages only fail. */
+static void *read_all(void *arg)
+{
+	unsigned char *buffer = malloc(page_size);
+	size_t page, *nr_wrong = arg;
+	int ret;
+
+	for (page = 0; page < nr_pages; page++) {
+		ret = read_guest(buffer, page * page_size, page_size);
+		if (ret && should_be_lost(page))
+			continue;
+		/* A healthy neighbour of a lost page may have mapped it, with its contents. */
+		if (ret || !is_pattern(buffer, page, pattern(page)))
+			++*nr_wrong;
+	}
+	free(buffer);
+	return NULL;
+}
+
+static bool both_read_all(void)
+{
+	size_t nr_wrong[2] = { 0, 0 };
+	pthread_t thread;
+
+	zap();
+	if (pthread_create(&thread, NULL, read_all, &nr_wrong[0]))
+		die("pthread_create");
+	read_all(&nr_wrong[1]);
+	pthread_join(thread, NULL);
+	return !nr_wrong[0] && !nr_wrong[1];
+}
+
+/* Nothing else maps the hugepage meanwhile, so that each access is a fault. */
+static void *read_lost(void *arg)
+{
+	size_t *nr_right = arg;
+	char buffer[64];
+	int i;
+
+	for (i = 0; i < NR_REPEATS; i++)
+		*nr_right += read_guest(buffer, lost[i % 2] * page_size + i % 50,
+					sizeof(buffer)) == -EIO;
+	return NULL;
+}
+
+static bool both_repeat(void)
+{
+	size_t nr_right[2] = { 0, 0 };
+	pthread_t thread;
+
+	zap();
+	if (pthread_create(&thread, NULL, read_lost, &nr_right[0]))
+		die("pthread_create");
+	read_lost(&nr_right[1]);
+	pthread_join(thread, NULL);
+	return nr_right[0] == NR_REPEATS && nr_right[1] == NR_REPEATS;
+}
+
+/*
+ * A copy ends where the lost page begins, whatever the alignment. It is the first one of its
+ * hugepage, so reading in front of it doesn't map it.
+ */
+static bool copies_end_there(void)
+{
+	char buffer[300], *page = (char *)page_at(lost[0]);
+	size_t before;
+
+	for (before = 0; before < 130; before += 13) {
+		zap();
+		if (kept_copy(buffer, page - before, sizeof(buffer)) != before)
+			return false;
+	}
+	return kept_copy(page, buffer, sizeof(buffer)) == 0;
+}
+
+/* An access without kept_try(): it is fatal, and not a jump to anywhere. */
+static bool unguarded_is_fatal(bool after_guarded)
+{
+	char buffer[1];
+	int status;
+	pid_t pid;
+
+	zap();
+	pid = fork();
+	if (!pid) {
+		if (after_guarded)
+			read_guest(buffer, lost[0] * page_size, 1);
+		_exit(__atomic_load_n(page_at(lost[0]), __ATOMIC_RELAXED));
+	}
+	return waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+	       WTERMSIG(status) == SIGBUS;
+}
+
+static bool saved_is_right(void)
+{
+	unsigned char *saved = malloc(guest.size);
+	bool right = saved && !kept_save(guest.fd, 0, saved, guest.size);
+	size_t page, i;
+
+	/* read(2) leaves out the lost pages only, with the policy or without it. */
+	for (page = 0; right && page < nr_pages; page++) {
+		unsigned char want = pattern(page);
+
+		for (i = 0; i < (size_t)nr_hit; i++)
+			if (lost[i] == page)
+				want = 0;
+		right = is_pattern(saved + page * page_size, page, want);
+	}
+	free(saved);
+	return right;
+}
+
+static bool mapping_is_as_saved(void)
+{
+	unsigned char *page_now = malloc(page_size);
+	bool right = page_now;
+	size_t page, i;
+
+	zap();
+	for (page = 0; right && page < nr_pages; page++) {
+		unsigned char want = pattern(page);
+
+		for (i = 0; i < (size_t)nr_hit; i++)
+			if (lost[i] == page)
+				want = 0;
+		right = !read_guest(page_now, page * page_size, page_size) &&
+			is_pattern(page_now, page, want);
+	}
+	free(page_now);
+	return right;
+}
+
+static void count_run(void *arg, uint64_t offset, uint64_t length)
+{
+	(void)offset;
+	*(size_t *)arg += length / page_size;
+}
+
+static size_t nr_on_map(void)
+{
+	size_t nr = 0;
+
+	if (kept_read_map(0, guest.fd, count_run, NULL, &nr) != guest.kept)
+		die("fdinfo");
+	return nr;
+}
+
+/* A VMM that is restarted hears of all that was lost before. */
+static bool restarted_knows(void)
+{
+	size_t page;
+
+	kept_watch_stop(&watch);
+	munmap(guest.map, guest.size);
+	free(is_lost);
+	nr_lost = 0;
+	if (start(&watch, guest.fd))
+		return false;
+	for (page = 0; page < nr_pages; page++)
+		if (is_lost[page] != (guest.kept && should_be_lost(page)))
+			return false;
+	return nr_on_map() == (guest.kept ? (size_t)nr_hit : 0);
+}
+
+static bool fails_with(int ret, int error)
+{
+	if (ret != -1 || errno != error)
+		printf("# returned %d, %s\n", ret, ret ? strerror(errno) : "success");
+	return ret == -1 && errno == error;
+}
+
+static bool plain_file_is_refused(void)
+{
+	int fd = memfd_create("plain", MFD_CLOEXEC | MFD_HUGETLB);
+	bool ok = fd >= 0 && fails_with(kept_heal(fd, 0), EOPNOTSUPP);
+
+	close(fd);
+	return ok;
+}
+
+static void start_test(void)
+{
+	size_t page, hugepage;
+	int fd = kept_memfd("guest", 0, 0);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st))
+		die("memfd_create");
+	close(fd);
+	hugepage = (size_t)st.st_blksize;
+	set_pool(hugepage, NR_HUGE);
+	fd = kept_memfd("guest", MFD_CLOEXEC, NR_HUGE * hugepage);
+	if (fd < 0 || start(&watch, fd))
+		die("guest memory");
+	nr_pages = guest.size / page_size;
+	nr_per_huge = guest.hugepage / page_size;
+	for (page = 0; page < nr_pages; page++)
+		memset(page_at(page), pattern(page), page_size);
+	printf("# the file has %s policy\n", guest.kept ? "the" : "no");
+}
+
+int main(void)
+{
+	size_t huge, i;
+	bool ok;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("TAP version 13\n1..16\n");
+	start_test();
+	result(list_is_right() && both_read_all(), "without_errors_all_is_there");
+
+	/* Only the thread for early kill gets the signals, whatever the system's default. */
+	result(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_LATE, "the_caller_has_late_kill");
+	if (!write_number("/proc/sys/vm/memory_failure_early_kill", 1))
+		die("memory_failure_early_kill");
+	hit(2 * nr_per_huge);
+	result(list_gets_right(), "the_thread_tells_of_a_lost_page");
+
+	/* Others near and far, in all hugepages but the last, or one in that */
+	hit(guest.kept ? lost[0] + 1 : 3 * nr_per_huge + 7);
+	for (i = 2; guest.kept && i < NR_LOST; i++)
+		hit((i * (nr_pages - nr_per_huge) / NR_LOST) | 1);
+	result(list_gets_right(), "the_thread_tells_of_all_of_a_burst");
+
+	result(both_read_all(), "two_threads_read_what_is_healthy");
+	result(both_repeat(), "two_threads_meet_lost_pages_all_the_time");
+	result(copies_end_there(), "a_copy_ends_at_the_lost_page");
+	result(unguarded_is_fatal(false), "an_access_without_a_guard_is_fatal");
+	result(unguarded_is_fatal(true), "it_is_fatal_after_one_with_a_guard");
+	result(both_read_all() && list_is_right(), "then_all_is_as_before");
+	result(saved_is_right(), "what_is_saved_lacks_the_lost_pages_only");
+	result(restarted_knows(), "a_restarted_program_knows_what_is_lost");
+
+	result(plain_file_is_refused(), "a_file_without_the_policy_does_not_heal");
+	/* The pool has none yet. */
+	result(fails_with(kept_replace(guest.fd, lost[0] * page_size), ENOSPC) && saved_is_right(),
+	       "without_spares_nothing_is_replaced");
+
+	set_pool(guest.hugepage, 2 * NR_HUGE);
+	/* The first by a copy, the others by the kernel if it can. */
+	ok = !kept_replace(guest.fd, lost[0] * page_size);
+	for (huge = 0; ok && huge < NR_HUGE; huge++)
+		if (guest.kept)
+			ok = !kept_heal(guest.fd, huge * guest.hugepage + 5);
+		else if (huge == 3)
+			ok = !kept_replace(guest.fd, huge * guest.hugepage + 5);
+	result(ok && !nr_on_map(), "damaged_hugepages_are_replaced");
+	result(mapping_is_as_saved(), "the_new_ones_lack_the_lost_pages_only");
+
+	kept_watch_stop(&watch);
+	write_number("/proc/sys/vm/memory_failure_early_kill", 0);
+	munmap(guest.map, guest.size);
+	close(guest.fd);
+	set_pool(guest.hugepage, 0);
+	/* Not all are free yet. After a machine check this is refused. */
+	usleep(200000);
+	for (i = 0; i < (size_t)nr_hit; i++)
+		if (!write_number(HWPOISON "unpoison-pfn", pfn[i]))
+			write_number(HWPOISON "unpoison-pfn", pfn[i] & -nr_per_huge);
+	return nr_failed > 0;
+}
