@@ -20,123 +20,89 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <err.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <linux/falloc.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "kept_memory.h"
 
-/* The lost pages of a file, in ascending order */
-static struct run {
-	long long start, end;
-} *runs;
-static int nr_runs;
+/* The first hugepage of a file that has lost pages, after those that are done */
+struct damaged {
+	const char *number;	/* of the descriptor */
+	uint64_t hugepage;	/* the size of one */
+	uint64_t start, end;	/* of that hugepage */
+	uint64_t lost;		/* bytes of it */
+};
 
-/* Read that. Files without the policy have no such map. */
-static bool read_map(const char *pid, int fd)
+/* Show what it has lost. */
+static void show_run(void *arg, uint64_t offset, uint64_t length)
 {
-	char path[64], *line = NULL;
-	bool kept = false;
-	size_t size = 0;
-	struct run run;
-	FILE *f;
+	uint64_t end = offset + length;
+	struct damaged *d = arg;
 
-	snprintf(path, sizeof(path), "/proc/%s/fdinfo/%d", pid, fd);
-	f = fopen(path, "r");
-	if (!f)
-		return false;
-	for (nr_runs = 0; getline(&line, &size, f) >= 0;) {
-		kept |= !strncmp(line, "mf-policy:", 10);
-		if (sscanf(line, "mf-lost: %lli %lli", &run.start, &run.end) != 2)
-			continue;
-		run.end += run.start;
-		runs = reallocarray(runs, nr_runs + 1, sizeof(run));
-		if (!runs)
-			err(2, "%s", path);
-		runs[nr_runs++] = run;
+	if (offset < d->start)
+		offset = d->start;
+	if (offset >= end)
+		return;
+	if (!d->lost) {
+		d->start = offset & -d->hugepage;
+		d->end = d->start + d->hugepage;
 	}
-	if (ferror(f))
-		err(2, "%s", path);
-	free(line);
-	fclose(f);
-	return kept;
+	if (end > d->end)
+		end = d->end;
+	if (offset >= end)
+		return;
+	d->lost += end - offset;
+	printf("fd %s: lost %#llx %#llx\n", d->number, (unsigned long long)offset,
+	       (unsigned long long)(end - offset));
 }
 
-/* The first run of lost pages between @from and @to */
-static bool first_run(long long from, long long to, struct run *run)
+static const char *why_not_healed(const struct damaged *d)
 {
-	for (int i = 0; i < nr_runs; i++) {
-		run->start = runs[i].start > from ? runs[i].start : from;
-		run->end = runs[i].end < to ? runs[i].end : to;
-		if (run->start < run->end)
-			return true;
+	switch (errno) {
+	case ENOSPC:
+		return "there is no free hugepage to replace it";
+	case EBUSY:
+		return "it is pinned, for a device or io_uring, say";
+	case EPERM:
+		return "the file is sealed against writing";
+	case EIO:
+		return d->lost == d->hugepage ? "not all of its losses are known" :
+						"it has lost more meanwhile, or can't be moved";
+	default:
+		return strerror(errno);
 	}
-	return false;
 }
 
-/*
- * Give up what the hugepage between @from and @to has lost. EIO says that more is lost,
- * and the call for the last of it heals. That may come early, if others were given up
- * before. What follows in our map is healthy then, and not to be zeroed.
- * Returns why it is not healed.
- */
-static const char *heal(int fd, long long from, long long to)
+static void found_run(void *arg, uint64_t offset, uint64_t length)
 {
-	long long lost = 0;
-	struct run run;
-
-	for (long long at = from; first_run(at, to, &run); at = run.end) {
-		if (!fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, run.start,
-			       run.end - run.start))
-			return NULL;
-		switch (errno) {
-		case EIO:
-			lost += run.end - run.start;
-			break;
-		case EINTR:
-			run.end = at;
-			break;
-		case ENOSPC:
-			return "there is no free hugepage to replace it";
-		case EBUSY:
-			return "it is pinned, for a device or io_uring, say";
-		case EPERM:
-			return "the file is sealed against writing";
-		default:
-			return strerror(errno);
-		}
-	}
-	return lost == to - from ? "not all of its losses are known" :
-				   "it has lost more meanwhile, or can't be moved";
+	(void)offset;
+	(void)length;
+	*(bool *)arg = true;
 }
 
 /* Returns whether something is left lost. @number is what the process has it open as. */
-static bool heal_file(int fd, const char *number, long long hugepage, bool only_show)
+static bool heal_file(int fd, const char *number, uint64_t hugepage, bool only_show)
 {
-	long long from, to;
-	const char *reason;
-	struct run run;
+	struct damaged d = { .number = number, .hugepage = hugepage };
+	bool left = false;
 
-	for (to = 0; read_map("self", fd), first_run(to, LLONG_MAX, &run);) {
-		from = run.start & -hugepage;
-		to = from + hugepage;
-		for (long long at = from; first_run(at, to, &run); at = run.end)
-			printf("fd %s: lost %#llx %#llx\n", number, run.start,
-			       run.end - run.start);
-		if (only_show)
-			continue;
-		reason = heal(fd, from, to);
-		printf("fd %s: hugepage at %#llx: %s%s\n", number, from,
-		       reason ? "not healed, " : "healed", reason ?: "");
+	for (;;) {
+		d.lost = 0;
+		if (kept_read_map(0, fd, show_run, NULL, &d) < 0)
+			err(2, "the map of fd %s", number);
+		if (!d.lost)
+			break;
+		if (!only_show) {
+			printf("fd %s: hugepage at %#llx: ", number, (unsigned long long)d.start);
+			if (kept_heal(fd, d.start))
+				printf("not healed, %s\n", why_not_healed(&d));
+			else
+				printf("healed\n");
+		}
+		d.start = d.end;
 	}
-	read_map("self", fd);
-	return nr_runs;
+	if (kept_read_map(0, fd, found_run, NULL, &left) < 0)
+		err(2, "the map of fd %s", number);
+	return left;
 }
 
 /* Several descriptors may be of one file. */
@@ -162,13 +128,13 @@ static bool is_number(const char *text)
 
 int main(int argc, char **argv)
 {
-	bool only_show = argc > 1 && !strcmp(argv[1], "-n"), kept = false, lost = false;
+	bool only_show = argc > 1 && !strcmp(argv[1], "-n"), any = false, lost = false;
 	const char *pid = argv[1 + only_show], *number = NULL;
 	struct dirent *entry;
 	struct stat st;
 	char path[300];
+	int fd, kept;
 	DIR *dir;
-	int fd;
 
 	if (argc == 3 + only_show)
 		number = argv[2 + only_show];
@@ -187,18 +153,21 @@ int main(int argc, char **argv)
 			continue;
 		/* Open no others: that may have effects. */
 		fd = atoi(entry->d_name);
-		if (!read_map(pid, fd))
+		kept = kept_read_map(atoi(pid), fd, NULL, NULL, NULL);
+		if (kept < 0 && errno != ENOENT)
+			err(2, "fdinfo of process %s", pid);
+		if (kept <= 0)
 			continue;
-		kept = true;
+		any = true;
 		snprintf(path, sizeof(path), "/proc/%s/fd/%s", pid, entry->d_name);
 		fd = open(path, only_show ? O_RDONLY : O_RDWR);
 		if (fd < 0 || fstat(fd, &st) || (!only_show && flock(fd, LOCK_EX)))
 			err(2, "%s", path);
 		if (is_new(&st))
-			lost |= heal_file(fd, entry->d_name, st.st_blksize, only_show);
+			lost |= heal_file(fd, entry->d_name, (uint64_t)st.st_blksize, only_show);
 		close(fd);
 	}
-	if (!kept)
+	if (!any)
 		errx(2, "process %s: no such file with MFD_MF_KEEP_UE_MAPPED", pid);
 	return lost;
 }

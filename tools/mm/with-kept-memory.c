@@ -17,19 +17,11 @@
  */
 #define _GNU_SOURCE
 #include <err.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-#ifndef MFD_MF_KEEP_UE_MAPPED
-#define MFD_MF_KEEP_UE_MAPPED	0x0020U
-#endif
-#ifndef MFD_HUGE_SHIFT
-#define MFD_HUGE_SHIFT		26
-#endif
+#include "kept_memory.h"
 
 static unsigned long size_of(const char *text, char **end)
 {
@@ -62,7 +54,7 @@ static char *with_fd(const char *arg, int fd)
 int main(int argc, char **argv)
 {
 	unsigned long size, hugepage = 0;
-	unsigned int flags = MFD_HUGETLB;
+	unsigned int flags = 0;
 	char *end;
 	int fd, i;
 
@@ -74,18 +66,13 @@ int main(int argc, char **argv)
 	if (*end || !size || (hugepage & (hugepage - 1)))
 		errx(2, "%s: not a size", argv[1]);
 	if (hugepage)
-		flags |= (unsigned int)__builtin_ctzl(hugepage) << MFD_HUGE_SHIFT;
+		flags = (unsigned int)__builtin_ctzl(hugepage) << MFD_HUGE_SHIFT;
 
-	fd = memfd_create("kept", flags | MFD_MF_KEEP_UE_MAPPED);
-	if (fd < 0 && errno == EINVAL) {
-		fd = memfd_create("kept", flags);
-		if (fd >= 0)
-			warnx("this kernel doesn't keep hugepages through memory errors");
-	}
+	fd = kept_memfd("kept", flags, size);
 	if (fd < 0)
-		err(1, "memfd_create");
-	if (ftruncate(fd, size))
-		err(1, "%s", argv[1]);
+		err(1, "%s of hugepages", argv[1]);
+	if (!kept_read_map(0, fd, NULL, NULL, NULL))
+		warnx("this kernel doesn't keep hugepages through memory errors");
 
 	for (i = 2; i < argc; i++) {
 		argv[i] = with_fd(argv[i], fd);

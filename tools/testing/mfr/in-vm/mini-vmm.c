@@ -9,26 +9,22 @@
  * mini-vmm SIZE-OF-THE-HUGEPAGE-IN-KIB
  */
 #define _GNU_SOURCE
-#include <signal.h>
-#include <stdint.h>
-#include <sys/mman.h>
 #include <linux/kernel-page-flags.h>
-#include <linux/memfd.h>
+#include "kept_memory.h"
 #include "machine_check.h"
 
 #define PAGE	4096UL
 #define PATTERN(page)	((unsigned char)((page) * 31 + 7))
 
-static sigjmp_buf recover;
 static siginfo_t last;
 
 static void on_sigbus(int sig, siginfo_t *si, void *context)
 {
-	(void)sig;
-	(void)context;
 	last = *si;
 	mce_release_victim();
-	siglongjmp(recover, 1);
+	kept_recover(context);
+	/* Some other access: the next try is fatal. */
+	signal(sig, SIG_DFL);
 }
 
 static void die(const char *what)
@@ -96,9 +92,9 @@ int main(int argc, char **argv)
 		.sa_sigaction = on_sigbus,
 		.sa_flags = SA_SIGINFO,
 	};
-	unsigned int flags = MFD_HUGETLB | __builtin_ctzl(size) << MFD_HUGE_SHIFT;
-	static unsigned long i, good, lost, wrong;	/* outlive siglongjmp() */
-	unsigned long first_pfn;
+	unsigned long i, good = 0, lost = 0, wrong = 0, first_pfn;
+	static unsigned char buffer[PAGE];
+	struct kept_memory guest;
 	char pool[128];
 	unsigned char *mem;
 	uint64_t *kpageflags;
@@ -115,15 +111,11 @@ int main(int argc, char **argv)
 	close(fd);
 	printf("pool_before=%lu\n", read_number(pool));
 
-	fd = memfd_create("guest", flags | MFD_MF_KEEP_UE_MAPPED);
-	printf("flag=%s\n", fd < 0 ? "no" : "yes");
-	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create("guest", flags);
-	if (fd < 0 || ftruncate(fd, size))
-		die("memfd_create");
-	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (mem == MAP_FAILED)
-		die("mmap");
+	fd = kept_memfd("guest", __builtin_ctzl(size) << MFD_HUGE_SHIFT, size);
+	if (fd < 0 || kept_open(&guest, fd))
+		die("guest memory");
+	printf("flag=%s\n", guest.kept ? "yes" : "no");
+	mem = (unsigned char *)guest.map;
 	for (i = 0; i < pages; i++)
 		memset(mem + i * PAGE, PATTERN(i), PAGE);
 	first_pfn = read_entry("/proc/self/pagemap", (uintptr_t)mem / PAGE) &
@@ -134,8 +126,7 @@ int main(int argc, char **argv)
 		unsigned char *p = mem + hit[i] * PAGE;
 
 		memset(&last, 0, sizeof(last));
-		if (!sigsetjmp(recover, 1))
-			memory_error(p, first_pfn + hit[i]);
+		memory_error(p, first_pfn + hit[i]);
 		if (last.si_signo)
 			printf("signal=%lu page %lu: code=%s address=%s lsb=%d\n",
 			       i + 1, hit[i],
@@ -164,13 +155,13 @@ int main(int argc, char **argv)
 			lost++;
 			continue;
 		}
-		if (sigsetjmp(recover, 1)) {
+		if (kept_copy(buffer, p, PAGE) != PAGE) {
 			n = last.si_addr_lsb > 12 ? 512 - i % 512 : 1;
 			lost += n;
 			i += n - 1;
 			continue;
 		}
-		for (j = 0; j < PAGE && p[j] == PATTERN(i); j++)
+		for (j = 0; j < PAGE && buffer[j] == PATTERN(i); j++)
 			;
 		if (j == PAGE)
 			good++;

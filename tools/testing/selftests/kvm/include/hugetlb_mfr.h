@@ -6,21 +6,13 @@
 #ifndef SELFTEST_KVM_HUGETLB_MFR_H
 #define SELFTEST_KVM_HUGETLB_MFR_H
 
-#include <fcntl.h>
-#include <linux/memfd.h>
 #include <linux/sizes.h>
-#include <signal.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "../../../../mm/kept_memory.h"
 #include "../../mm/machine_check.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "test_util.h"
-
-#ifndef MFD_MF_KEEP_UE_MAPPED
-#define MFD_MF_KEEP_UE_MAPPED	0x0020U
-#endif
 
 /* Clearing and comparing 1 GiB takes its time on an emulated CPU. */
 #define SLOW			600
@@ -249,19 +241,21 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 static inline void make_file(struct __test_metadata *_metadata, struct subject *s,
 			     unsigned int flags)
 {
+	unsigned int size = __builtin_ctzl(s->hugepage) << MFD_HUGE_SHIFT;
 	u64 entry, i;
 	char *mem;
 	int fd;
 
-	flags |= MFD_HUGETLB | __builtin_ctzl(s->hugepage) << MFD_HUGE_SHIFT;
-	s->fd = memfd_create("guest", flags);
-	if (s->fd < 0 && errno == EINVAL) {
+	if (flags & MFD_MF_KEEP_UE_MAPPED) {
+		s->fd = kept_memfd("guest", size, s->nr_huge * s->hugepage);
 		/* An older kernel.  The guest may be lucky, and have no errors. */
-		s->fd = memfd_create("guest", flags & ~MFD_MF_KEEP_UE_MAPPED);
-		TH_LOG("no MFD_MF_KEEP_UE_MAPPED here: an error will take a whole hugepage");
+		if (!kept_read_map(0, s->fd, NULL, NULL, NULL))
+			TH_LOG("no MFD_MF_KEEP_UE_MAPPED here: an error will take a whole hugepage");
+	} else {
+		s->fd = memfd_create("guest", flags | size | MFD_HUGETLB);
+		ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->hugepage));
 	}
 	ASSERT_LE(0, s->fd);
-	ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->hugepage));
 
 	mem = mmap(NULL, s->nr_huge * s->hugepage, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_POPULATE, s->fd, 0);

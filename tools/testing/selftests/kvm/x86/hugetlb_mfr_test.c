@@ -30,7 +30,7 @@
  *			  KVM never maps.  KVM_RUN ends likewise.
  * BUS_MCEERR_AO	"action optional": nobody has used the page so far.  Only the
  *			thread hears of it that has asked for PR_MCE_KILL_EARLY, which
- *			is some thread of the VMM, and rarely one with a vCPU.
+ *			is a thread that runs no vCPU: ../../../../mm/kept_memory.h has it.
  *
  * The pages that KVM maps
  *
@@ -61,9 +61,7 @@
  * MISC.  Before the VMM gives the page up, to have the hugepage healed, it saves the
  * others, by loads that don't touch the damaged ones, and writes them back afterwards.
  */
-#include <pthread.h>
 #include <stdatomic.h>
-#include <sys/prctl.h>
 
 #include "hugetlb_mfr.h"
 #include "mce.h"
@@ -274,6 +272,7 @@ struct vmm {
 	void (*happens)(struct subject *s, u64 page);
 	/* A lost page that another thread wants reported to the guest, or NONE. */
 	atomic_ulong told;
+	pthread_t thread;	/* of the vCPU, if it isn't the test's */
 };
 
 #define NONE	-1UL
@@ -283,10 +282,7 @@ static atomic_ulong lost[MAX_PAGES / 64];
 static atomic_ulong nr_lost;
 
 /* The guest's memory, for the handler. */
-static struct {
-	uintptr_t start;
-	u64 size;
-} guest_memory;
+static struct kept_memory guest_memory;
 
 /*
  * The vCPU that this thread runs, and the page that it must not go on with.  There is
@@ -305,36 +301,35 @@ static __thread struct {
 	unsigned int nr;
 } hit;
 
-static void note_lost(u64 first, u64 nr)
+static bool note_lost(u64 page)
 {
-	u64 page;
-
-	for (page = first; page < first + nr; page++)
-		if (!(atomic_fetch_or(&lost[page / 64], 1UL << page % 64) >> page % 64 & 1))
-			nr_lost++;
+	if (atomic_fetch_or(&lost[page / 64], 1UL << page % 64) >> page % 64 & 1)
+		return false;
+	nr_lost++;
+	return true;
 }
 
 static void on_sigbus(int sig, siginfo_t *si, void *context)
 {
-	u64 offset = (uintptr_t)si->si_addr - guest_memory.start;
-	u64 size = 1UL << si->si_addr_lsb;
+	u64 page = ((uintptr_t)si->si_addr - (uintptr_t)guest_memory.map) / PAGE_SIZE;
+	u64 offset, length, i;
 
 	/* Something else, or about other memory: to return is to die of it. */
-	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO) ||
-	    offset >= guest_memory.size) {
+	if (!kept_lost(&guest_memory, si, &offset, &length)) {
 		signal(SIGBUS, SIG_DFL);
 		return;
 	}
 
-	note_lost((offset & -size) / PAGE_SIZE, size / PAGE_SIZE);
+	for (i = 0; i < length; i += PAGE_SIZE)
+		note_lost((offset + i) / PAGE_SIZE);
 	hit.nr++;
-	hit.page = offset / PAGE_SIZE;
+	hit.page = page;
 	hit.lsb = si->si_addr_lsb;
 	if (si->si_code != BUS_MCEERR_AR)
 		return;
 
 	/* The guest must get the machine check before it goes on. */
-	required.page = offset / PAGE_SIZE;
+	required.page = page;
 	required.pending = true;
 	if (this_run)
 		this_run->immediate_exit = true;
@@ -348,24 +343,27 @@ static void on_kick(int sig)
 }
 
 /* A bit for each 64 bytes of a page that are damaged, or may be. */
+struct damage {
+	u64 page;
+	u64 lines;
+};
+
+static void add_damage(void *arg, uint64_t offset, uint64_t length)
+{
+	struct damage *d = arg;
+	int i;
+
+	for (i = 0; i < 64; i++)
+		if (d->page * PAGE_SIZE + i * LINE_SIZE - offset < length)
+			d->lines |= 1ULL << i;
+}
+
 static u64 damage_of(struct subject *s, u64 page)
 {
-	u64 damage = 0, start, len, i;
-	char path[64], line[128];
-	FILE *f;
+	struct damage d = { .page = page };
 
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", s->fd);
-	f = fopen(path, "r");
-	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "mf-damaged: %lx %lx", &start, &len) != 2)
-			continue;
-		for (i = 0; i < 64; i++)
-			if (page * PAGE_SIZE + i * LINE_SIZE - start < len)
-				damage |= 1ULL << i;
-	}
-	if (f)
-		fclose(f);
-	return damage ?: -1ULL;
+	kept_read_map(0, s->fd, NULL, add_damage, &d);
+	return d.lines ?: -1ULL;
 }
 
 /*
@@ -481,9 +479,8 @@ static void create_vm(struct vmm *vmm)
 	u64 size = s->nr_huge * s->hugepage, mcg_cap, unused;
 	struct kvm_regs regs;
 
-	map_file(s);
-	guest_memory.start = (uintptr_t)s->mem;
-	guest_memory.size = size;
+	TEST_ASSERT(!kept_open(&guest_memory, s->fd), "mmap");
+	s->mem = guest_memory.map;
 
 	vmm->vm = vm_create_with_one_vcpu(&vmm->vcpu, guest_code);
 	vm_set_user_memory_region(vmm->vm, MEM_SLOT, 0, MEM_BASE, size, s->mem);
@@ -639,45 +636,55 @@ static void *run_vcpu(void *arg)
 	return (void *)let_guest(vmm, WORK, number_of_machine_checks(vmm), 0, &unused);
 }
 
+/* For a thread that gets the signals: leave a note, and make the vCPU's thread look at it. */
+static void warn_guest(void *arg, const struct kept_memory *m, uint64_t offset,
+		       uint64_t length)
+{
+	struct vmm *vmm = arg;
+	u64 i;
+
+	for (i = 0; i < length; i += PAGE_SIZE) {
+		if (!note_lost((offset + i) / PAGE_SIZE))
+			continue;
+		vmm->told = (offset + i) / PAGE_SIZE;
+		vmm->vcpu->run->immediate_exit = true;
+		pthread_kill(vmm->thread, SIGUSR1);
+	}
+}
+
 TEST_F_TIMEOUT(warned_guest, is_told_before_it_uses_the_page, SLOW)
 {
 	struct vmm *vmm = &self->vmm;
+	struct kept_watch watch = {
+		.memory = &guest_memory,
+		.nr = 1,
+		.lost = warn_guest,
+		.arg = vmm,
+	};
 	const u64 nr = 10;
-	pthread_t thread;
 	void *lives;
 	u64 i;
 
 	start_guest(_metadata, vmm, MFD_MF_KEEP_UE_MAPPED);
-	ASSERT_EQ(0, prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+	ASSERT_EQ(0, kept_watch_start(&watch));
 
 	for (i = 0; i < nr; i++) {
 		u64 page = nth_page(&vmm->s, i, nr);
 
-		hit.nr = 0;
-		ASSERT_EQ(0, pthread_create(&thread, NULL, run_vcpu, vmm));
+		ASSERT_EQ(0, pthread_create(&vmm->thread, NULL, run_vcpu, vmm));
 		usleep(10000);
-
-		/* This thread gets the signal: it asked for early ones. */
 		lose_page(&vmm->s, page);
-		EXPECT_EQ(1, hit.nr);
-		EXPECT_EQ(page, hit.page);
-		EXPECT_EQ(PAGE_SHIFT, hit.lsb);
+		ASSERT_EQ(0, pthread_join(vmm->thread, &lives));
 		EXPECT_EQ(i + 1, nr_lost);
-
-		/* The page is noted, and the vCPU's thread kicked to look at it. */
-		vmm->told = hit.page;
-		vmm->vcpu->run->immediate_exit = true;
-		pthread_kill(thread, SIGUSR1);
-		ASSERT_EQ(0, pthread_join(thread, &lives));
 		ASSERT_NE(NULL, lives)
 			TH_LOG("the guest is dead: with page %lu it has lost its stack", page);
 		EXPECT_EQ(i + 1, number_of_machine_checks(vmm));
 	}
 
-	/* The guest loses nothing else. */
-	hit.nr = 0;
+	/* The guest loses nothing else, and this thread has never been signaled. */
 	expect_healthy(_metadata, vmm);
 	EXPECT_EQ(0, hit.nr);
+	kept_watch_stop(&watch);
 }
 
 /* A guest that gets a page back, and with it what was not damaged. */
@@ -753,8 +760,7 @@ TEST_F_TIMEOUT(healed_guest, has_all_words_outside_lost_lines, SLOW)
 	EXPECT_EQ(damage, damage_of(s, page));
 	mem = (u64 *)(s->mem + page * PAGE_SIZE);
 	copy_healthy(saved, mem, damage_of(s, page));
-	ASSERT_EQ(0, fallocate(s->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-			       page * PAGE_SIZE, PAGE_SIZE));
+	ASSERT_EQ(0, kept_heal(s->fd, page * PAGE_SIZE));
 	copy_healthy(mem, saved, damage);
 
 	ASSERT_TRUE(let_guest(vmm, COMPARE, page, 1, &nr_good));
