@@ -822,7 +822,7 @@ TEST_F_TIMEOUT(damaged, ends_with_its_hugepage, SLOW)
 	expect_one_damaged(_metadata, s, s->size + 3 * psize() + 9 * part(), part());
 }
 
-/* The same, as only machine checks show */
+/* Damage that only machine checks can report */
 FIXTURE_SUBJECT(reported);
 
 FIXTURE_VARIANT(reported)
@@ -1096,7 +1096,7 @@ static void read_maps(struct subject *s, struct race *race)
 	_exit(KSFT_PASS);
 }
 
-/* The same, but hugepages come and go: any part of a hugepage may be lost. */
+/* Read maps while hugepages come and go: any part of a hugepage may be lost. */
 static void read_some_maps(struct subject *s, struct race *race)
 {
 	while (!race->stop) {

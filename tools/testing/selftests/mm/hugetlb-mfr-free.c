@@ -39,7 +39,7 @@ FIXTURE_VARIANTS_HVO(pool_shrinks);
 
 FIXTURE_SETUP(pool_shrinks)
 {
-	/* The same series has put it right. */
+	/* Stock has this bug: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, &self->s, SZ_2M, &by_pfn, 1);
@@ -397,7 +397,7 @@ static void setup_held(struct __test_metadata *_metadata, struct subject *s)
 {
 	if (mce_at < 0)
 		SKIP(return, "needs a virtual machine with mce-at");
-	/* The same series has put right how it leaves. */
+	/* Stock frees such hugepages wrongly: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_subject(_metadata, s, SZ_2M, &by_pfn, 1);
@@ -642,7 +642,7 @@ FIXTURE_VARIANTS_HVO(demoted_late);
 
 FIXTURE_SETUP(demoted_late)
 {
-	/* The same series has put it right; without it the kernel warns. */
+	/* Stock warns here: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	setup_demotion(_metadata, &self->s, &by_pfn, &self->small);

@@ -884,7 +884,7 @@ FIXTURE_SETUP(contig)
 
 FIXTURE_TEARDOWN_SUBJECT(contig);
 
-/* The same with a hugepage whose file has no policy. */
+/* Check whether the kernel moves a hugepage without the flag out of the way. */
 static bool plain_hugepage_makes_room(struct __test_metadata *_metadata,
 				      struct subject *s, struct nodes *n)
 {
@@ -985,7 +985,7 @@ FIXTURE_SETUP(leaked)
 	self->block[0] = -1;
 	self->block[1] = -1;
 	self->s.corrupted = hardware_corrupted();
-	/* The same series has put it right; without it this hangs the machine. */
+	/* Stock hangs here: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (!can_fail_allocations())

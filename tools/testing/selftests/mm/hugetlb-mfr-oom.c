@@ -452,7 +452,7 @@ FIXTURE_SETUP(not_restored)
 		open_one(_metadata, &self->s);
 }
 
-/* The same where workers get no memory for struct pages */
+/* The hugepage stays out of use, as workers get no memory to restore its struct pages. */
 static void expect_unrestored(struct __test_metadata *_metadata, struct subject *s)
 {
 	empty_file(_metadata, s);

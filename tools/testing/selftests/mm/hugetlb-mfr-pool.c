@@ -824,7 +824,7 @@ static long charge_get(struct subject *s, const char *group, const char *name)
 	return read_long(path, &val) ? val / (long)s->size : -1;
 }
 
-/* The same as a sum over the nodes. */
+/* Returns the charge of @group as the sum over the nodes. */
 static long charge_of_nodes(struct subject *s, const char *group)
 {
 	char path[PATH_MAX], stat[MAX_NODES * 32], *p;

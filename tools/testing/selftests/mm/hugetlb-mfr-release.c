@@ -1002,7 +1002,7 @@ static void lose_while_waiting(struct __test_metadata *_metadata, struct subject
 	expect_end(_metadata, s);
 }
 
-/* The same with two pieces of the buffer, of which the second is lost. */
+/* Lose the second of two pages of a waiting vectored request. */
 static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
 				       struct subject *s, int opcode)
 {
@@ -1016,7 +1016,7 @@ static void lose_a_piece_while_waiting(struct __test_metadata *_metadata,
 	lose_while_waiting(_metadata, s, opcode, fds, iov, 2, nr);
 }
 
-/* The same with one piece, by a pipe or by sockets. */
+/* Lose the only page of a waiting request, on a pipe or on sockets. */
 static void lose_page_while_waiting(struct __test_metadata *_metadata, struct subject *s,
 				    int opcode)
 {
@@ -1157,7 +1157,7 @@ FIXTURE_SETUP(pinned_plain)
 {
 	struct subject *s = &self->s;
 
-	/* The same series has put it right. */
+	/* Stock has this bug: the series with the flag fixes it. */
 	setup_keeping(_metadata, s, SZ_2M, &by_pfn, 1);
 	if (_metadata->exit_code)
 		return;

@@ -2459,7 +2459,7 @@ static bool pool_is_at_rest(unsigned long size)
 	return pool.free == pool.nr && !pool.resv && !pool.surplus;
 }
 
-/* Raw pages in hugepages, as the pools have it, */
+/* Raw pages in hugepages, by the counters of the pools */
 static unsigned long nr_pooled(void)
 {
 	unsigned long nr = pool_get(SZ_2M, "nr_hugepages") * (SZ_2M / psize());
@@ -2469,7 +2469,7 @@ static unsigned long nr_pooled(void)
 	return nr;
 }
 
-/* and as it is. */
+/* Raw pages in hugepages, by their flags */
 static unsigned long nr_seen(void)
 {
 	const unsigned long nr = SZ_2M / psize();

@@ -1731,7 +1731,7 @@ TEST_F_TIMEOUT(plain, punching_parts_spares_the_lost_page, SLOW)
 	unsigned long ps = psize();
 	char *buf;
 
-	/* The same series has put it right: the kernel oopsed. */
+	/* Stock oopses here: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 
@@ -1762,7 +1762,7 @@ TEST_F_TIMEOUT(plain, registered_buffer_leaves_out_the_lost_page, SLOW)
 	unsigned long nr = s->nr_raw / 2;
 	struct ring r;
 
-	/* The same series has put it right. */
+	/* Stock has this bug: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 	if (!make_ring(&r))
@@ -1817,7 +1817,7 @@ TEST_F_TIMEOUT(plain, filtered_error_has_no_effect, SLOW)
 {
 	struct subject *s = &self->s;
 
-	/* The same series has put it right. */
+	/* Stock has this bug: the series with the flag fixes it. */
 	if (!kernel_can_keep())
 		SKIP(return, "kernel lacks MFD_MF_KEEP_UE_MAPPED");
 

@@ -358,7 +358,7 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 	}; \
 	FIXTURE_TEARDOWN_SUBJECT(fixture_name)
 
-/* Set up only a kept file, with these parameters of setup_kept(), */
+/* Set up only a kept file, with these parameters of setup_kept(). */
 #define FIXTURE_SETUP_KEPT(fixture_name, ...) \
 	FIXTURE_SETUP(fixture_name) \
 	{ \
@@ -366,7 +366,7 @@ static inline void teardown_subject(struct __test_metadata *_metadata, struct su
 	} \
 	struct subject
 
-/* or only a file of one hugepage without the flag. */
+/* Set up only a file of one hugepage without the flag. */
 #define FIXTURE_SETUP_PLAIN(fixture_name) \
 	FIXTURE_SETUP(fixture_name) \
 	{ \

@@ -797,7 +797,7 @@ bool read_kpageflags(unsigned long pfn, unsigned long nr, uint64_t *flags)
 	return fd >= 0 && pread(fd, flags, len, pfn * sizeof(*flags)) == (ssize_t)len;
 }
 
-/* The same for what this process has mapped from @addr on, as entries of pagemap. */
+/* Read the entries of pagemap for @nr pages that this process maps from @addr on. */
 bool read_pagemap(char *addr, unsigned long nr, uint64_t *entries)
 {
 	static pid_t whose;
