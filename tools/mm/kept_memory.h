@@ -43,6 +43,7 @@ extern "C" {
 /*
  * Creation
  */
+/* A mapping of a file.  A program that maps it twice has two of these. */
 struct kept_memory {
 	int fd;
 	int kept;		/* whether the file has the policy */
@@ -392,7 +393,9 @@ static inline void kept_add_run(void *arg, uint64_t offset, uint64_t length)
 
 /*
  * Give up what the hugepage around @offset has lost.  The kernel replaces it by a healthy
- * one then, under all its users.  Lost pages become zero: tell a guest first.
+ * one then, under all its users.  Lost pages become zero: tell a guest first.  Nobody else
+ * may heal or punch the file meanwhile: pages that this call has seen on the map would be
+ * zeroed although they are healthy by then.
  *
  * Fails, with the hugepage as it was, with ENOSPC if there is no free hugepage, EBUSY if it is
  * pinned, EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be

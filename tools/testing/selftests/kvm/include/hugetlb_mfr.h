@@ -250,7 +250,7 @@ static inline void make_file(struct __test_metadata *_metadata, struct subject *
 		s->fd = kept_memfd("guest", size, s->nr_huge * s->hugepage);
 		/* An older kernel.  The guest may be lucky, and have no errors. */
 		if (!kept_read_map(0, s->fd, NULL, NULL, NULL))
-			TH_LOG("no MFD_MF_KEEP_UE_MAPPED here: an error will take a whole hugepage");
+			TH_LOG("no MFD_MF_KEEP_UE_MAPPED: an error will take a whole hugepage");
 	} else {
 		s->fd = memfd_create("guest", flags | size | MFD_HUGETLB);
 		ASSERT_EQ(0, ftruncate(s->fd, s->nr_huge * s->hugepage));
