@@ -342,18 +342,54 @@ static void start_test(void)
 	printf("# the file has %s policy\n", guest.kept ? "the" : "no");
 }
 
-int main(void)
+static int early_kill(void)
+{
+	return prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_EARLY;
+}
+
+static void *is_early(void *early)
+{
+	*(int *)early = early_kill();
+	return NULL;
+}
+
+#define EXIT_EARLY	40
+
+/* The guide warns of it: all that a thread with early kill makes has it, too. */
+static bool early_kill_is_kept(void)
+{
+	pthread_t thread;
+	int status, early;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		if (!prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) &&
+		    !pthread_create(&thread, NULL, is_early, &early) &&
+		    !pthread_join(thread, NULL) && early)
+			execl("/proc/self/exe", "kept-memory", "early", NULL);
+		_exit(0);
+	}
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+	       WEXITSTATUS(status) == EXIT_EARLY;
+}
+
+int main(int argc, char **argv)
 {
 	size_t huge, i;
 	bool ok;
 
+	(void)argv;
+	if (argc > 1)
+		return early_kill() ? EXIT_EARLY : 0;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("TAP version 13\n1..16\n");
+	printf("TAP version 13\n1..17\n");
 	start_test();
 	result(list_is_right() && both_read_all(), "without_errors_all_is_there");
 
 	/* Only the thread for early kill gets the signals, whatever the system's default. */
 	result(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_LATE, "the_caller_has_late_kill");
+	result(early_kill_is_kept(), "threads_and_execve_keep_early_kill");
 	if (!write_number("/proc/sys/vm/memory_failure_early_kill", 1))
 		die("memory_failure_early_kill");
 	hit(2 * nr_per_huge);
