@@ -17,6 +17,7 @@ V=${V:-}
 STOCK=${STOCK:-}
 SET=${SET:-}
 MACHINES=${MACHINES:-}
+EACH=${EACH:-}
 PREFIX=${PREFIX:-}
 JOBS=$(nproc)
 # The kernel's make must not see ours.
