@@ -7,13 +7,15 @@ export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINE MACHINES SUITES TEST SET V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
-ifneq ($(filter-out linux,$(GUEST)),)
-$(error GUEST=$(GUEST): use linux)
+ifneq ($(filter-out linux qemu,$(GUEST)),)
+$(error GUEST=$(GUEST): use linux or qemu)
 endif
 
 help:
 	@echo "make run        the same memory errors on a stock and a patched kernel: a table"
 	@echo "make run GUEST=linux  a Linux guest that loses memory on both: it dies, it lives on"
+	@echo "make run GUEST=qemu   a Linux guest under QEMU without and with patches/qemu: healed,"
+	@echo "                migrated, handed over to another QEMU and reset"
 	@echo "make bench      what the series costs and saves: instructions, stock and patched"
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-all  what CI runs: the tests without the stock kernel, and by turns, a day"
@@ -50,7 +52,7 @@ help:
 	@echo "V=1             show what make says"
 
 run:
-	@$(MFR)/demo/run$(if $(GUEST),-guest).sh
+	@$(MFR)/demo/run$(addprefix -,$(GUEST)).sh
 
 bench:
 	@$(MFR)/bench/bench.sh
