@@ -3,7 +3,7 @@
 
 BASE ?= 7.3
 O ?= build
-export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINE MACHINES SUITES TEST SET V
+export BASE O KSRC DEBUG ARCH PAGES STOCK MACHINE MACHINES SUITES TEST SET EACH V
 MFR := tools/testing/mfr
 WHICH := $(if $(filter-out no,$(STOCK)),stock,patched)
 
@@ -27,6 +27,8 @@ help:
 	@echo "make check-debian  what is touched, built as Debian builds it: no new warnings"
 	@echo "make check-fresh  run and check in a newly installed Debian 13; SUITE=bookworm: 12;"
 	@echo "                QEMU=backports; TARGETS='COMMAND...': only these"
+	@echo "make check-qemu  patches/qemu, and QEMU's own tests with and without it; EACH=1: QEMU is"
+	@echo "                built after each patch"
 	@echo "make lint       only the static tests: of the series, and of these scripts"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make prefixes   what is touched, compiled after each patch: no new warnings; at"
@@ -57,7 +59,7 @@ run:
 bench:
 	@$(MFR)/bench/bench.sh
 
-check check-all check-debian check-fresh check-peers lint matrix test:
+check check-all check-debian check-fresh check-peers check-qemu lint matrix test:
 	@$(MFR)/check/$@.sh
 
 prefixes rangediff refresh series tree:
@@ -80,5 +82,5 @@ boot:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-fresh check-peers lint matrix test prefixes \
-	rangediff refresh series tree machines tests-tar kernel boot clean
+.PHONY: help run bench check check-all check-debian check-fresh check-peers check-qemu \
+	lint matrix test prefixes rangediff refresh series tree machines tests-tar kernel boot clean
