@@ -29,6 +29,8 @@ help:
 	@echo "                QEMU=backports; TARGETS='COMMAND...': only these"
 	@echo "make check-qemu  patches/qemu, and QEMU's own tests with and without it; EACH=1: QEMU is"
 	@echo "                built after each patch"
+	@echo "make check-rasdaemon  rasdaemon's record of memory errors, without and with"
+	@echo "                patches/rasdaemon"
 	@echo "make lint       only the static tests: of the series, and of these scripts"
 	@echo "make matrix     what is touched, built in many configurations: no new warnings"
 	@echo "make prefixes   what is touched, compiled after each patch: no new warnings; at"
@@ -59,7 +61,7 @@ run:
 bench:
 	@$(MFR)/bench/bench.sh
 
-check check-all check-debian check-fresh check-peers check-qemu lint matrix test:
+check check-all check-debian check-fresh check-peers check-qemu check-rasdaemon lint matrix test:
 	@$(MFR)/check/$@.sh
 
 prefixes rangediff refresh series tree:
@@ -82,5 +84,5 @@ boot:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-fresh check-peers check-qemu \
+.PHONY: help run bench check check-all check-debian check-fresh check-peers check-qemu check-rasdaemon \
 	lint matrix test prefixes rangediff refresh series tree machines tests-tar kernel boot clean
