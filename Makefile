@@ -84,5 +84,6 @@ boot:
 clean:
 	rm -rf $(O)
 
-.PHONY: help run bench check check-all check-debian check-fresh check-peers check-qemu check-rasdaemon \
-	lint matrix test prefixes rangediff refresh series tree machines tests-tar kernel boot clean
+.PHONY: help run bench check check-all check-debian check-fresh check-peers check-qemu \
+	check-rasdaemon lint matrix test prefixes rangediff refresh series tree machines \
+	tests-tar kernel boot clean
