@@ -877,7 +877,7 @@ static void expect_unusable(struct __test_metadata *_metadata, struct subject *s
 
 TEST_F_TIMEOUT(reported, without_a_size_is_ignored, SLOW)
 {
-	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB & ~MCI_STATUS_MISCV,
+	expect_unusable(_metadata, &self->s, MCI_STATUS_SCRUB & ~MCI_STATUS_MISC_VALID,
 			MCI_MISC_PHYSICAL_4K);
 }
 

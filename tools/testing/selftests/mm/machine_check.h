@@ -51,7 +51,7 @@
 #define MCI_MISC_PHYSICAL_4K	0x8cULL
 /* The same for 1 << @lsb bytes */
 #define MCI_MISC_PHYSICAL(lsb)	(0x80ULL | (lsb))
-#define MCI_STATUS_MISCV	(1ULL << 59)
+#define MCI_STATUS_MISC_VALID	0x800000000000000ULL
 /* VAL, UC, EN, MISCV, ADDRV, S, AR: a data load or a fetch has consumed it */
 #define MCI_STATUS_DATA_LOAD	0xbd80000000000134ULL
 #define MCI_STATUS_FETCH	0xbd80000000000150ULL
