@@ -1127,7 +1127,7 @@ static void meet_readers(struct __test_metadata *_metadata, struct race *race, u
 {
 	unsigned long reads = race->reads;
 
-	EXPECT_TRUE(wait_until(race->reads >= reads + 2 * nr, 10000));
+	ASSERT_TRUE(wait_until(race->reads >= reads + 2 * nr, 10000));
 }
 
 static void stop_readers(struct __test_metadata *_metadata, struct race *race,
@@ -1184,8 +1184,10 @@ static void read_growing_extent(struct subject *s, struct race *race)
 			_exit(KSFT_FAIL);
 		extent = strstr(text, first);
 		len = extent ? strtoul(extent + strlen(first), NULL, 16) : 0;
-		if (len < over * psize())
+		if (len < over * psize()) {
+			ksft_print_msg("%lu pages are lost, but the map is %s\n", over, text);
 			_exit(KSFT_FAIL);
+		}
 		race->reads++;
 	}
 	_exit(KSFT_PASS);

@@ -1197,7 +1197,7 @@ pid_t fork_helper(void)
 
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		/* The witness may be dead already. */
+		/* The parent may be dead already. */
 		if (getppid() != parent)
 			raise(SIGKILL);
 	}
