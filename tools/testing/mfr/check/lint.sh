@@ -96,11 +96,12 @@ for p in "$series"/*.patch; do
 	fi
 done
 
-# The ways to take the series, on the files it touches.
+# The ways to take the series, on the files it touches, and those that tree.sh looks at.
 say "the series applies"
 scratch=$(mktemp -d "$logs/scratch.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
-touched=$(git -C "$TREE" diff --name-only --diff-filter=M base HEAD)
+touched=$(git -C "$TREE" diff --name-only --diff-filter=M base HEAD
+	sed -n 's/^# Wants \([^ ]*\).*/\1/p' "$SERIES")
 fresh() {
 	rm -rf "$scratch/tree"
 	mkdir "$scratch/tree"
@@ -238,6 +239,13 @@ sparse() {	# sparse stock|patched SOURCE OBJECTS
 		sed 's,.*/\(linux\|[^/]*-source\)/,,; s/:[0-9]*:[0-9]*:/:/' |
 		grep -v "$noise" | sort >"$log.warnings" || true
 }
+# Their configuration is enough.
+configured() {
+	local w
+	for w in stock patched; do
+		[ -f "$(kernel_dir $w)/obj/.config" ] || "$MFR/vm/kernel.sh" $w config || return 1
+	done
+}
 in_stock=
 for o in $objects; do
 	[ ! -f "$SOURCE/${o%o}c" ] || in_stock="$in_stock $o"
@@ -246,7 +254,7 @@ if [ "$STOCK" = no ]; then
 	: # nothing to compare with
 elif say "sparse on the touched objects, stock and patched"; ! (build_sparse); then
 	result skip "sparse has no new warnings" "there is no sparse that understands $BASE"
-elif sparse stock "$SOURCE" "$in_stock" && sparse patched "$TREE" "$objects"; then
+elif configured && sparse stock "$SOURCE" "$in_stock" && sparse patched "$TREE" "$objects"; then
 	comm -13 "$logs/sparse-stock.warnings" "$logs/sparse-patched.warnings" \
 		>"$logs/sparse-new"
 	if [ -s "$logs/sparse-new" ]; then
