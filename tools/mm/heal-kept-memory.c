@@ -61,7 +61,7 @@ static const char *why_not_healed(const struct damaged *d)
 	case ENOSPC:
 		return "there is no free hugepage to replace it";
 	case EBUSY:
-		return "it is pinned, for a device or io_uring, say";
+		return "it is pinned, for a device or io_uring, say, or was in use all the time";
 	case EPERM:
 		return "the file is sealed against writing";
 	case EIO:

@@ -142,7 +142,9 @@ static inline int kept_open(struct kept_memory *m, int fd)
  */
 /*
  * Returns 1 if the signal reports a memory error in the mapping of @m, with what is lost in
- * @offset and @length.  Without the policy this is the hugepage, whatever the signal says.
+ * @offset and @length: one page with the policy, and the hugepage without it.  A handler
+ * returns from BUS_MCEERR_AO in any case: it may be from before execve(2), or about memory
+ * that has no struct kept_memory yet.
  */
 static inline int kept_lost(const struct kept_memory *m, const siginfo_t *si,
 			    uint64_t *offset, uint64_t *length)
@@ -152,7 +154,7 @@ static inline int kept_lost(const struct kept_memory *m, const siginfo_t *si,
 	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO) ||
 	    !si->si_addr || at >= m->size)
 		return 0;
-	*length = m->kept ? (uint64_t)1 << si->si_addr_lsb : m->hugepage;
+	*length = m->kept ? (uint64_t)sysconf(_SC_PAGESIZE) : m->hugepage;
 	*offset = at & -*length;
 	return 1;
 }
@@ -228,7 +230,8 @@ static inline void kept_copy_words(void *arg)
 
 /*
  * Copy from or to memory that may be lost.  Returns the number of bytes in front of what is
- * lost.  A caller that wants the rest goes on at the next page.
+ * lost.  A caller that wants the rest goes on at the next page.  A store to a lost page fails
+ * only if the hugepage isn't mapped.  Otherwise it may succeed, and what it writes is lost.
  */
 static inline size_t kept_copy(void *to, const void *from, size_t len)
 {
@@ -273,7 +276,7 @@ static inline void kept_watch_run(void *arg, uint64_t offset, uint64_t length)
 	w->lost(w->arg, w->now, offset, length);
 }
 
-static inline int kept_watch_read_maps(struct kept_watch *w, const siginfo_t *si)
+static inline int kept_watch_look(struct kept_watch *w, const siginfo_t *si)
 {
 	uint64_t offset, length;
 	int error = 0;
@@ -288,6 +291,15 @@ static inline int kept_watch_read_maps(struct kept_watch *w, const siginfo_t *si
 	}
 	pthread_mutex_unlock(&w->lock);
 	return error;
+}
+
+/* Call @lost for all that is lost now, as the thread does after a signal. */
+static inline int kept_watch_read(struct kept_watch *w)
+{
+	int error = kept_watch_look(w, NULL);
+
+	errno = error;
+	return error ? -1 : 0;
 }
 
 static inline void *kept_watch_thread(void *arg)
@@ -305,7 +317,7 @@ static inline void *kept_watch_thread(void *arg)
 	if (prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0))
 		w->error = errno;
 	else
-		w->error = kept_watch_read_maps(w, NULL);
+		w->error = kept_watch_look(w, NULL);
 	error = w->error;
 	sem_post(&w->started);
 	if (error)
@@ -316,7 +328,7 @@ static inline void *kept_watch_thread(void *arg)
 		sig = sigtimedwait(&set, &si, error ? &second : NULL);
 		if (__atomic_load_n(&w->stop, __ATOMIC_RELAXED))
 			return NULL;
-		error = kept_watch_read_maps(w, sig < 0 ? NULL : &si);
+		error = kept_watch_look(w, sig < 0 ? NULL : &si);
 	}
 }
 
@@ -391,15 +403,29 @@ static inline void kept_add_run(void *arg, uint64_t offset, uint64_t length)
 	r->run[r->nr++].end = end;
 }
 
+static inline int kept_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+	int ret;
+
+	do {
+		ret = fallocate(fd, mode, (off_t)offset, (off_t)length);
+	} while (ret && errno == EINTR);
+	return ret;
+}
+
 /*
  * Give up what the hugepage around @offset has lost.  The kernel replaces it by a healthy
  * one then, under all its users.  Lost pages become zero: tell a guest first.  Nobody else
  * may heal or punch the file meanwhile: pages that this call has seen on the map would be
  * zeroed although they are healthy by then.
  *
- * Fails, with the hugepage as it was, with ENOSPC if there is no free hugepage, EBUSY if it is
- * pinned, EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be
- * moved, and EOPNOTSUPP without the policy or on kernels that can't do it.
+ * A caller with a thread for early kill holds the lock of struct kept_watch from before this
+ * call until it has dropped the pages from its list, and calls kept_watch_read() after that.
+ *
+ * Returns 0 also if nothing is lost there.  Fails, with all bytes as they were, with ENOSPC if
+ * there is no free hugepage, EBUSY if it is pinned or was in use for more than a second,
+ * EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be moved, and
+ * EOPNOTSUPP without the policy or on kernels that can't do it.
  */
 static inline int kept_heal(int fd, uint64_t offset)
 {
@@ -420,11 +446,9 @@ static inline int kept_heal(int fd, uint64_t offset)
 	 * other pages of the map are healthy then, and not to be zeroed.
 	 */
 	for (i = 0; !error && i < lost.nr; i++) {
-		do {
-			ret = fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-					(off_t)lost.run[i].start,
-					(off_t)(lost.run[i].end - lost.run[i].start));
-		} while (ret && errno == EINTR);
+		ret = kept_fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+				     lost.run[i].start,
+				     lost.run[i].end - lost.run[i].start);
 		if (!ret)
 			break;
 		if (errno != EIO)
@@ -439,10 +463,12 @@ static inline int kept_heal(int fd, uint64_t offset)
 
 /*
  * Read from the file, with zeroes for lost pages: to save or migrate the memory.  Whole pages
- * only.  On CPUs whose kernel does not survive unknown errors in read(2), see the document
- * of the policy, use kept_copy() from the mapping instead.
+ * only.  Calls @lost, which may be NULL, for each page that is zero for this reason: it may
+ * not have been on the map before.  On CPUs whose kernel does not survive unknown errors in
+ * read(2), see the document of the policy, use kept_copy() from the mapping instead.
  */
-static inline int kept_save(int fd, uint64_t offset, void *to, size_t length)
+static inline int kept_save(int fd, uint64_t offset, void *to, size_t length,
+			    kept_run_fn *lost, void *arg)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE), done = 0, part;
 	struct stat st;
@@ -458,9 +484,15 @@ static inline int kept_save(int fd, uint64_t offset, void *to, size_t length)
 		got = pread(fd, (char *)to + done, part, (off_t)(offset + done));
 		if (got > 0) {
 			done += (size_t)got;
-		} else if (!got || errno == EIO) {
+		} else if (!got) {
+			/* The end of the file */
+			memset((char *)to + done, 0, length - done);
+			done = length;
+		} else if (errno == EIO) {
 			part = page - done % page;
 			memset((char *)to + done, 0, part);
+			if (lost)
+				lost(arg, offset + done, part);
 			done += part;
 		} else if (errno != EINTR) {
 			return -1;
@@ -473,33 +505,42 @@ static inline int kept_save(int fd, uint64_t offset, void *to, size_t length)
 static inline int kept_swap(int fd, uint64_t offset, const void *contents, size_t hugepage)
 {
 	unsigned int flags = (unsigned int)__builtin_ctzl(hugepage) << MFD_HUGE_SHIFT;
-	int ret, spare = memfd_create("spare", MFD_CLOEXEC | MFD_HUGETLB | flags);
+	int ret = -1, spare;
 	void *map;
 
-	/* Find out if the pool has one, before anything is lost. */
-	ret = spare < 0 ? -1 : fallocate(spare, 0, 0, (off_t)hugepage);
-	if (!ret)
-		ret = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				(off_t)offset, (off_t)hugepage);
-	if (spare >= 0)
-		close(spare);
-	if (ret || fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)hugepage))
-		return -1;
+	/* After the punch, only the allocation may fail. */
 	map = mmap(NULL, hugepage, PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
 	if (map == MAP_FAILED)
 		return -1;
-	memcpy(map, contents, hugepage);
+	spare = memfd_create("spare", MFD_CLOEXEC | MFD_HUGETLB | flags);
+	if (spare >= 0)
+		ret = kept_fallocate(spare, 0, 0, hugepage);
+	if (!ret)
+		ret = kept_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
+				     hugepage);
+	if (spare >= 0)
+		close(spare);
+	if (!ret) {
+		ret = kept_fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, hugepage);
+		if (ret)
+			errno = ENODATA;
+		else
+			memcpy(map, contents, hugepage);
+	}
 	munmap(map, hugepage);
-	return 0;
+	return ret;
 }
 
 /*
  * The same as kept_heal() where that fails with EOPNOTSUPP: save what is healthy of the
  * hugepage around @offset, punch it out, and fill another one.  Stop the guest and all
- * devices first.  If it fails with ENOSPC the hugepage is as it was, unless somebody else
- * has taken the last free one in the middle.
+ * devices first.  Calls @lost as kept_save() does: these pages become zero.
+ *
+ * If it fails with ENODATA somebody else has taken the last free hugepage in the middle: there
+ * is a hole then, and all contents are gone.  If it fails with another error, such as ENOSPC,
+ * the hugepage is as it was.
  */
-static inline int kept_replace(int fd, uint64_t offset)
+static inline int kept_replace(int fd, uint64_t offset, kept_run_fn *lost, void *arg)
 {
 	size_t hugepage;
 	void *contents;
@@ -513,7 +554,7 @@ static inline int kept_replace(int fd, uint64_t offset)
 	contents = malloc(hugepage);
 	if (!contents)
 		return -1;
-	ret = kept_save(fd, offset, contents, hugepage);
+	ret = kept_save(fd, offset, contents, hugepage, lost, arg);
 	if (!ret)
 		ret = kept_swap(fd, offset, contents, hugepage);
 	error = errno;

@@ -5,11 +5,27 @@
  * lacks it. Errors are simulated, so an access fails only by a page fault: zap() leaves all
  * memory to be faulted in again.
  */
+#define _GNU_SOURCE 1
+#include <errno.h>
+#include <fcntl.h>
+
+static int nr_interrupted;
+
+static int count_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	int ret = fallocate(fd, mode, offset, length);
+
+	nr_interrupted += ret && errno == EINTR;
+	return ret;
+}
+
 #define main example_main
+#define fallocate count_fallocate
 #include "kept-memory-example.c"
 #undef main
 
 #include <stdbool.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 #define HWPOISON	"/sys/kernel/debug/hwpoison/"
@@ -17,6 +33,7 @@
 #define NR_HUGE		4
 #define NR_LOST		100
 #define NR_REPEATS	5000
+#define NR_INTERRUPTED	10
 
 static struct kept_watch watch;
 static size_t nr_pages, nr_per_huge;
@@ -234,11 +251,34 @@ static bool unguarded_is_fatal(bool after_guarded)
 	       WTERMSIG(status) == SIGBUS;
 }
 
+static size_t nr_zeroed;
+static bool zeroed_wrong;
+
+/* Each lost page is reported once, in order. */
+static void zeroed(void *arg, uint64_t offset, uint64_t length)
+{
+	uint64_t *next = arg;
+	int i;
+
+	for (i = 0; i < nr_hit; i++)
+		if (lost[i] * page_size == offset)
+			break;
+	if (i == nr_hit || offset < *next || length != page_size)
+		zeroed_wrong = true;
+	*next = offset + length;
+	nr_zeroed++;
+}
+
 static bool saved_is_right(void)
 {
 	unsigned char *saved = malloc(guest.size);
-	bool right = saved && !kept_save(guest.fd, 0, saved, guest.size);
+	uint64_t next = 0;
 	size_t page, i;
+	bool right;
+
+	nr_zeroed = 0;
+	right = saved && !kept_save(guest.fd, 0, saved, guest.size, zeroed, &next) &&
+		nr_zeroed == (size_t)nr_hit && !zeroed_wrong;
 
 	/* read(2) leaves out the lost pages only, with the policy or without it. */
 	for (page = 0; right && page < nr_pages; page++) {
@@ -251,6 +291,24 @@ static bool saved_is_right(void)
 	}
 	free(saved);
 	return right;
+}
+
+/* It tells of each page that becomes zero, also if it fails then. */
+static int replace(size_t page)
+{
+	uint64_t next = 0;
+	size_t nr = 0;
+	int i, ret;
+
+	for (i = 0; i < nr_hit; i++)
+		nr += lost[i] / nr_per_huge == page / nr_per_huge;
+	nr_zeroed = 0;
+	ret = kept_replace(guest.fd, page * page_size, zeroed, &next);
+	if (nr_zeroed == nr && !zeroed_wrong)
+		return ret;
+	printf("# told of %zu pages, not %zu\n", nr_zeroed, nr);
+	errno = 0;
+	return -1;
 }
 
 static bool mapping_is_as_saved(void)
@@ -271,6 +329,41 @@ static bool mapping_is_as_saved(void)
 	}
 	free(page_now);
 	return right;
+}
+
+static int ticking;
+
+/* The next signal comes soon, but not always so soon that nothing gets done. */
+static void tick(int sig)
+{
+	static int n;
+	struct itimerval next = { .it_value.tv_usec = 20 + 7 * (n++ % 30) };
+
+	(void)sig;
+	if (__atomic_load_n(&ticking, __ATOMIC_RELAXED))
+		setitimer(ITIMER_REAL, &next, NULL);
+}
+
+/* Nothing gets lost if signals interrupt the replacement of a hugepage again and again. */
+static bool survives_signals(void)
+{
+	struct sigaction sa = { .sa_handler = tick, .sa_flags = SA_RESTART };
+	bool right = true;
+	size_t page;
+	int rounds;
+
+	sigaction(SIGALRM, &sa, NULL);
+	nr_interrupted = 0;
+	for (rounds = 0; right && nr_interrupted < NR_INTERRUPTED && rounds < 10000; rounds++) {
+		__atomic_store_n(&ticking, 1, __ATOMIC_RELAXED);
+		tick(SIGALRM);
+		right = !kept_replace(guest.fd, 0, NULL, NULL);
+		__atomic_store_n(&ticking, 0, __ATOMIC_RELAXED);
+		for (page = 0; right && page < nr_per_huge; page++)
+			right = is_pattern(page_at(page), page, pattern(page));
+	}
+	printf("# %d calls interrupted in %d rounds\n", nr_interrupted, rounds);
+	return right && nr_interrupted;
 }
 
 static void count_run(void *arg, uint64_t offset, uint64_t length)
@@ -303,6 +396,17 @@ static bool restarted_knows(void)
 		if (is_lost[page] != (guest.kept && should_be_lost(page)))
 			return false;
 	return nr_on_map() == (guest.kept ? (size_t)nr_hit : 0);
+}
+
+/* What was dropped from the list and is still lost comes back. */
+static bool list_is_read_again(void)
+{
+	size_t page, nr = nr_lost;
+
+	for (page = 0; page < nr_pages; page++)
+		is_lost[page] = 0;
+	nr_lost = 0;
+	return !kept_watch_read(&watch) && nr_lost == nr && (!guest.kept || list_is_right());
 }
 
 static bool fails_with(int ret, int error)
@@ -374,18 +478,86 @@ static bool early_kill_is_kept(void)
 	       WEXITSTATUS(status) == EXIT_EARLY;
 }
 
+#define EXIT_UNHARMED	41
+
+/* A signal that was pending over execve(2): the handler is still there afterwards. */
+static int restart(int fd)
+{
+	struct sigaction sa;
+	sigset_t set;
+
+	if (start(&watch, fd))
+		return 1;
+	sigpending(&set);
+	if (!sigismember(&set, SIGBUS))
+		return 1;
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+	sigaction(SIGBUS, NULL, &sa);
+	return sa.sa_sigaction == on_sigbus ? EXIT_UNHARMED : 1;
+}
+
+static pid_t fork_restarter(int *ready)
+{
+	int pipes[2];
+	char fd[16];
+	sigset_t set;
+	pid_t pid;
+
+	if (pipe(pipes))
+		die("pipe");
+	pid = fork();
+	if (!pid) {
+		sigemptyset(&set);
+		sigaddset(&set, SIGBUS);
+		sigprocmask(SIG_BLOCK, &set, NULL);
+		prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+		fcntl(guest.fd, F_SETFD, 0);
+		snprintf(fd, sizeof(fd), "%d", guest.fd);
+		if (write(pipes[1], "", 1) != 1)
+			_exit(2);
+		do
+			sigpending(&set);
+		while (!sigismember(&set, SIGBUS));
+		execl("/proc/self/exe", "kept-memory", "restart", fd, NULL);
+		_exit(2);
+	}
+	close(pipes[1]);
+	*ready = pipes[0];
+	return pid;
+}
+
+static bool restarter_is_unharmed(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid)
+		return false;
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != EXIT_UNHARMED)
+		printf("# status %#x\n", status);
+	return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_UNHARMED;
+}
+
 int main(int argc, char **argv)
 {
 	size_t huge, i;
+	pid_t pid;
+	int ready;
+	char byte;
 	bool ok;
 
-	(void)argv;
+	if (argc > 2)
+		return restart(atoi(argv[2]));
 	if (argc > 1)
 		return early_kill() ? EXIT_EARLY : 0;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("TAP version 13\n1..17\n");
+	printf("TAP version 13\n1..20\n");
 	start_test();
 	result(list_is_right() && both_read_all(), "without_errors_all_is_there");
+	set_pool(guest.hugepage, NR_HUGE + 1);
+	result(survives_signals(), "signals_lose_no_contents");
+	set_pool(guest.hugepage, NR_HUGE);
 
 	/* Only the thread for early kill gets the signals, whatever the system's default. */
 	result(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_LATE, "the_caller_has_late_kill");
@@ -396,10 +568,14 @@ int main(int argc, char **argv)
 	result(list_gets_right(), "the_thread_tells_of_a_lost_page");
 
 	/* Others near and far, in all hugepages but the last, or one in that */
+	pid = fork_restarter(&ready);
+	if (read(ready, &byte, 1) != 1)
+		die("read");
 	hit(guest.kept ? lost[0] + 1 : 3 * nr_per_huge + 7);
 	for (i = 2; guest.kept && i < NR_LOST; i++)
 		hit((i * (nr_pages - nr_per_huge) / NR_LOST) | 1);
 	result(list_gets_right(), "the_thread_tells_of_all_of_a_burst");
+	result(restarter_is_unharmed(pid), "a_signal_from_before_execve_is_harmless");
 
 	result(both_read_all(), "two_threads_read_what_is_healthy");
 	result(both_repeat(), "two_threads_meet_lost_pages_all_the_time");
@@ -409,20 +585,21 @@ int main(int argc, char **argv)
 	result(both_read_all() && list_is_right(), "then_all_is_as_before");
 	result(saved_is_right(), "what_is_saved_lacks_the_lost_pages_only");
 	result(restarted_knows(), "a_restarted_program_knows_what_is_lost");
+	result(list_is_read_again(), "the_map_can_be_read_again");
 
 	result(plain_file_is_refused(), "a_file_without_the_policy_does_not_heal");
 	/* The pool has none yet. */
-	result(fails_with(kept_replace(guest.fd, lost[0] * page_size), ENOSPC) && saved_is_right(),
+	result(fails_with(replace(lost[0]), ENOSPC) && saved_is_right(),
 	       "without_spares_nothing_is_replaced");
 
 	set_pool(guest.hugepage, 2 * NR_HUGE);
 	/* The first by a copy, the others by the kernel if it can. */
-	ok = !kept_replace(guest.fd, lost[0] * page_size);
+	ok = !replace(lost[0]);
 	for (huge = 0; ok && huge < NR_HUGE; huge++)
 		if (guest.kept)
 			ok = !kept_heal(guest.fd, huge * guest.hugepage + 5);
 		else if (huge == 3)
-			ok = !kept_replace(guest.fd, huge * guest.hugepage + 5);
+			ok = !replace(huge * nr_per_huge);
 	result(ok && !nr_on_map(), "damaged_hugepages_are_replaced");
 	result(mapping_is_as_saved(), "the_new_ones_lack_the_lost_pages_only");
 
