@@ -4,8 +4,9 @@
  * with MFD_MF_KEEP_UE_MAPPED, and files without it on kernels that lack it.  See
  * Documentation/userspace-api/mfd_mfr_policy.rst, which has an example, and mfd_mfr_vmm.rst.
  *
- * This file may be copied into other programs.  It needs POSIX threads, GCC or Clang, and
- * _GNU_SOURCE before the first header of C.  It works in C and in C++.
+ * This file may be copied into other programs.  It needs POSIX threads, GCC or Clang,
+ * _GNU_SOURCE before the first header of C, and /proc, also in a sandbox.  It works in C and
+ * in C++.
  *
  * Functions that return int return -1 and set errno if they fail, unless they say more.
  */
@@ -52,7 +53,11 @@ struct kept_memory {
 	size_t hugepage;	/* the size of one */
 };
 
-/* Create a file of hugepages, with the policy if the kernel has it. */
+/*
+ * Create a file of hugepages, with the policy if the kernel has it.  @flags are those of
+ * memfd_create(2), such as MFD_CLOEXEC and MFD_HUGE_2MB: without a size the hugepages have
+ * the system's default size.
+ */
 static inline int kept_memfd(const char *name, unsigned int flags, uint64_t size)
 {
 	int fd, error;
@@ -117,7 +122,7 @@ static inline int kept_read_map(pid_t pid, int fd, kept_run_fn *lost, kept_run_f
 
 /*
  * Map a file that kept_memfd() has made, or that another process has handed over.  Be
- * ready for SIGBUS before that.
+ * ready for SIGBUS before that.  Fails with ENOMEM if the pool has too few hugepages.
  */
 static inline int kept_open(struct kept_memory *m, int fd)
 {
@@ -250,12 +255,15 @@ static inline size_t kept_copy(void *to, const void *from, size_t len)
 typedef void kept_lost_fn(void *arg, const struct kept_memory *m, uint64_t offset,
 			  uint64_t length);
 
+/* The caller sets the fields before the lock, and the rest to zero. */
 struct kept_watch {
-	const struct kept_memory *memory;	/* all that the process has: an array */
+	/* All that the process has: an array, which must not change meanwhile */
+	const struct kept_memory *memory;
 	unsigned int nr;
 	/*
-	 * Called by the thread for each run of lost pages in the map, when it starts and after
-	 * each signal: again for those that it was called for before.  Must not use the memory.
+	 * Called by the thread, with the lock held, for each run of lost pages in the map, when
+	 * it starts and after each signal: again for those that it was called for before.  Must
+	 * not use the memory.
 	 */
 	kept_lost_fn *lost;
 	void *arg;
@@ -293,7 +301,7 @@ static inline int kept_watch_look(struct kept_watch *w, const siginfo_t *si)
 	return error;
 }
 
-/* Call @lost for all that is lost now, as the thread does after a signal. */
+/* Call @lost for all that is lost now, as the thread does after a signal.  Takes the lock. */
 static inline int kept_watch_read(struct kept_watch *w)
 {
 	int error = kept_watch_look(w, NULL);
@@ -310,10 +318,11 @@ static inline void *kept_watch_thread(void *arg)
 	sigset_t set;
 	int error, sig;
 
-	/* This comes first: from early kill on, signals come here. */
+	/* This comes first: from early kill on, SIGBUS comes here.  Others are for the program. */
+	sigfillset(&set);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	sigemptyset(&set);
 	sigaddset(&set, SIGBUS);
-	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	if (prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0))
 		w->error = errno;
 	else
@@ -335,7 +344,9 @@ static inline void *kept_watch_thread(void *arg)
 /*
  * Call this when the memory is mapped, and before other threads are made: the caller, and
  * threads that it makes later, get no signals for pages that they have not used.  All
- * that is lost by now has been reported when this returns.  A process has one such thread.
+ * that is lost by now has been reported when this returns.  A process has one such thread,
+ * which blocks all signals.  If this fails there is none, and kept_watch_stop() must not be
+ * called.
  */
 static inline int kept_watch_start(struct kept_watch *w)
 {
@@ -425,7 +436,8 @@ static inline int kept_fallocate(int fd, int mode, uint64_t offset, uint64_t len
  * Returns 0 also if nothing is lost there.  Fails, with all bytes as they were, with ENOSPC if
  * there is no free hugepage, EBUSY if it is pinned or was in use for more than a second,
  * EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be moved, and
- * EOPNOTSUPP without the policy or on kernels that can't do it.
+ * EOPNOTSUPP without the policy or on kernels that can't do it.  After EIO, call it again if
+ * the map has changed.
  */
 static inline int kept_heal(int fd, uint64_t offset)
 {

@@ -446,6 +446,21 @@ static void start_test(void)
 	printf("# the file has %s policy\n", guest.kept ? "the" : "no");
 }
 
+/* The thread takes no signals that are meant for the program. */
+static bool thread_takes_no_other_signals(void)
+{
+	sigset_t set, pending;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	kill(getpid(), SIGUSR1);
+	usleep(100000);
+	sigpending(&pending);
+	return sigismember(&pending, SIGUSR1) && sigwaitinfo(&set, NULL) == SIGUSR1 &&
+	       !pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
 static int early_kill(void)
 {
 	return prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_EARLY;
@@ -552,7 +567,7 @@ int main(int argc, char **argv)
 	if (argc > 1)
 		return early_kill() ? EXIT_EARLY : 0;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("TAP version 13\n1..20\n");
+	printf("TAP version 13\n1..21\n");
 	start_test();
 	result(list_is_right() && both_read_all(), "without_errors_all_is_there");
 	set_pool(guest.hugepage, NR_HUGE + 1);
@@ -561,6 +576,7 @@ int main(int argc, char **argv)
 
 	/* Only the thread for early kill gets the signals, whatever the system's default. */
 	result(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_LATE, "the_caller_has_late_kill");
+	result(thread_takes_no_other_signals(), "the_thread_blocks_other_signals");
 	result(early_kill_is_kept(), "threads_and_execve_keep_early_kill");
 	if (!write_number("/proc/sys/vm/memory_failure_early_kill", 1))
 		die("memory_failure_early_kill");
