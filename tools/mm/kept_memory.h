@@ -168,7 +168,7 @@ struct kept_jump {
 	sigjmp_buf buf;
 };
 
-/* Where kept_try() goes on if the access of this thread fails.  A program has one. */
+/* The jump target of kept_try() in this thread.  All files of a program share it. */
 #pragma weak kept_armed
 __thread struct kept_jump *kept_armed;
 
@@ -185,8 +185,8 @@ static inline void kept_recover(void *ucontext)
 }
 
 /*
- * Let @access use memory that may be lost.  Returns -1 with EFAULT if that was so.  It is
- * left where it stood then, so it must hold no locks, and it must not block SIGBUS.
+ * Call @access, which may use lost memory.  If it does, this returns -1 with EFAULT, and the
+ * rest of @access is not executed.  It must hold no locks, and must not block SIGBUS.
  */
 static inline int kept_try(void (*access)(void *arg), void *arg)
 {
@@ -212,7 +212,7 @@ struct kept_copying {
 	size_t done;
 };
 
-/* Load each word once.  Some CPUs read beyond the end of what memcpy() is to copy. */
+/* Load each word once, and nothing else: some CPUs read beyond the end in memcpy(). */
 static inline void kept_copy_words(void *arg)
 {
 	struct kept_copying *c = (struct kept_copying *)arg;
@@ -249,8 +249,8 @@ static inline size_t kept_copy(void *to, const void *from, size_t len)
 /*
  * A thread for early kill
  *
- * It is the only thread that hears of lost pages that this process has not used.  It waits
- * for SIGBUS with sigwaitinfo(2), and so works without the handler, in a library, too.
+ * Only this thread is notified of lost pages that the process has not touched.  It waits for
+ * SIGBUS with sigwaitinfo(2), so it works without the handler, and in a library.
  */
 typedef void kept_lost_fn(void *arg, const struct kept_memory *m, uint64_t offset,
 			  uint64_t length);
@@ -425,10 +425,10 @@ static inline int kept_fallocate(int fd, int mode, uint64_t offset, uint64_t len
 }
 
 /*
- * Give up what the hugepage around @offset has lost.  The kernel replaces it by a healthy
- * one then, under all its users.  Lost pages become zero: tell a guest first.  Nobody else
- * may heal or punch the file meanwhile: pages that this call has seen on the map would be
- * zeroed although they are healthy by then.
+ * Give up what the hugepage around @offset has lost.  The kernel then replaces it by a
+ * healthy one, transparently to its users.  Lost pages become zero: tell a guest first.
+ * Nobody else may heal or punch the file meanwhile: pages that this call has seen on the
+ * map would be zeroed although they are healthy by then.
  *
  * A caller with a thread for early kill holds the lock of struct kept_watch from before this
  * call until it has dropped the pages from its list, and calls kept_watch_read() after that.
