@@ -66,7 +66,7 @@ function reached(size, what,	i) {	# patched, without and with a guest
 }
 
 # By hand, for which all users stop, and by the call, for which they wait when they use
-# the hugepage. That includes the time until the next use.
+# the hugepage. Included is the time until the next use.
 function healed(size, what,	by_hand) {
 	by_hand = patched[size "_heal_by_hand", 1]
 	compare(what, by_hand, patched[size "_heal", 1], 0.5)
@@ -208,7 +208,7 @@ END {
 	    patched["record_bytes", 10000] <= 640000)
 	if (patched["record_bytes", 10000] > 640000)
 		misses = "record: " patched["record_bytes", 10000] " bytes for 10 000 lost pages"
-	because("An entry has 64 bytes. What is more is the rest of the last slab, which other " \
+	because("An entry has 64 bytes. The rest is unused space of the last slab, which other " \
 		"entries will use.")
 
 	heading("Free blocks of a released 1 GiB", "possible", "returned", "")

@@ -27,7 +27,7 @@ check() {
 }
 
 # One process unpacks a source and makes it a tree, for more than a minute: all at once.
-# (What goes wrong with one is told when its turn comes.)
+# (Errors of one are told when its turn comes.)
 "$MFR/vm/packages.sh"
 for series in "$TOP"/patches/series.*; do
 	BASE=${series##*/series.} "$MFR/series/tree.sh" 2>/dev/null &

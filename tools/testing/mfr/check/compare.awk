@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # Compare the results of a machine on stock, the first file, with those on the patched
-# kernel: lines as for verdict in lib.sh. What fails on both is nothing to complain of.
+# kernel: lines as for verdict in lib.sh. A test that fails on both is no failure.
 FILENAME == ARGV[1] { stock[$2 ": " $3] = $1; next }
 { patched[$2 ": " $3] = $1 }
 

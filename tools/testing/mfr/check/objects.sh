@@ -111,8 +111,8 @@ build() {
 	done
 }
 
-# build_both NAME OBJ [VARIABLE=VALUE...]: with the .config in OBJ. What has no warnings
-# has no new ones, so that stock isn't asked then.
+# build_both NAME OBJ [VARIABLE=VALUE...]: with the .config in OBJ. Without
+# warnings there are no new ones, so that stock isn't asked then.
 build_both() {
 	build patched "$@"
 	local built lost="$missing"

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # make run GUEST=linux: a Linux guest under QEMU as it is, which loses the same pages on
-# a stock and on a patched host, where the memory is healed in the end. What happens on
-# both is shown as it happens, side by side. (The guest's kernel is the stock one on both:
+# a stock and on a patched host, where the memory is healed in the end. Both are
+# shown as they run, side by side. (The guest's kernel is the stock one on both:
 # it needs nothing new.)
 
 . "${0%/*}/../lib.sh"

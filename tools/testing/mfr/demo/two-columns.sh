@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# What the demonstrations with a Linux guest share: the guest, and how two hosts are shown
+# The demonstrations with a Linux guest share this: the guest, and how two hosts are shown
 # side by side. After lib.sh: . "$MFR/demo/two-columns.sh"
 # shellcheck shell=sh disable=SC2034,SC2154
 
@@ -64,8 +64,8 @@ show() {
 	done
 }
 
-# run COLUMN NAME KERNEL MACHINE [COMMAND]: boot it, as run NAME. What happens goes to
-# stdout, with the column.
+# run COLUMN NAME KERNEL MACHINE [COMMAND]: boot it, as run NAME. Its output
+# goes to stdout, with the column.
 run() {
 	local column="$1" results
 	results=$(run_dir "$2" "$3")/results

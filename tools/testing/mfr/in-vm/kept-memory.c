@@ -398,7 +398,7 @@ static bool restarted_knows(void)
 	return nr_on_map() == (guest.kept ? (size_t)nr_hit : 0);
 }
 
-/* What was dropped from the list and is still lost comes back. */
+/* Pages that were dropped from the list, but are still lost, come back. */
 static bool list_is_read_again(void)
 {
 	size_t page, nr = nr_lost;

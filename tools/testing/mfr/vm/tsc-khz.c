@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Print the frequency of this machine's time stamp counter in kHz. QEMU's TCG shows
- * it to its guests as it is. What they find out by themselves is wrong by a factor
+ * it to its guests as it is. The frequency that they measure is wrong by a factor
  * when this machine is busy, and so is their clock then.
  */
 #include <stdio.h>

@@ -9,8 +9,8 @@
  *
  * These are real machine checks, at the very instructions that load from the page.  They
  * need x86, and a virtual machine that HUGETLB_MFR_AT leads out of: mce-at, which stops
- * the machine at an instruction.  Which instructions these are is learned beforehand: the
- * same is done where it faults, and a trace event names the instructions.
+ * the machine at an instruction.  The test learns these instructions beforehand: it does
+ * the same where it faults, and a trace event names the instructions.
  *
  * The fixtures:
  *   copyin	system calls and a vhost worker copy from a page that is lost

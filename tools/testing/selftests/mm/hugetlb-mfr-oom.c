@@ -248,8 +248,8 @@ FIXTURE_SETUP(failing)
 }
 
 /*
- * Whatever fails, the page is counted, and the release spares it.  Who is to be
- * signalled may not hear of it: that takes memory on any kernel.
+ * Whatever fails, the page is counted, and the release spares it.  Processes may get
+ * no signal: signals take memory on any kernel.
  */
 TEST_F_TIMEOUT(failing, error_counts_whichever_allocation_fails, SLOW)
 {

@@ -1262,8 +1262,8 @@ FIXTURE_TEARDOWN_PARENT(in_flight)
 }
 
 /*
- * Lose page @lost while page 12 is on its way to or from the disk. (What is larger than
- * a request would be split, and so be submitted by another thread.)
+ * Lose page @lost while page 12 is on its way to or from the disk. (A read
+ * larger than a request would be split, and so be submitted by another thread.)
  */
 static void lose_in_flight(struct __test_metadata *_metadata, struct subject *s,
 			   struct ring *ring, int opcode, int disk, unsigned long lost)
@@ -1534,8 +1534,8 @@ static void use_by_long_term_pin(struct user *u, char *page)
 }
 
 /*
- * Truncate the file bit by bit, with lost pages in every hugepage, under its users. What
- * they have open in @fd is closed with the last of them.
+ * Truncate the file bit by bit, with lost pages in every hugepage, under its users. Their
+ * file, @fd, is closed with the last of them.
  */
 static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s,
 			    use_t use, int fd)

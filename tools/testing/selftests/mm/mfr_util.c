@@ -9,8 +9,6 @@
 #include <glob.h>
 #include "mfr_util.h"
 #include "../../../../mm/gup_test.h"
-#include <glob.h>
-#include "../../../../mm/gup_test.h"
 
 /* The files that decide which errors happen. */
 static const char * const filters[NR_FILTERS] = {
@@ -480,7 +478,7 @@ bool block_is_online(long block)
 
 /*
  * The kernel has one set of options for all mounts of cgroup2, and each mount sets
- * them anew.  Which ones are there now?
+ * them anew.  Read those that are there now.
  */
 static void cgroup2_options(char *options)
 {
@@ -1120,8 +1118,8 @@ unsigned long sample(struct subject *s, unsigned int i)
 
 /*
  * Pages may be free and yet not show as such, on a per-cpu list.  Soft
- * offlining a page empties those of its zone, before it asks the filter.  What opens
- * and closes files allocates and frees pages, and so isn't done in between.
+ * offlining a page empties those of its zone, before it asks the filter.  Opening
+ * and closing files allocates and frees pages, and so isn't done in between.
  */
 int open_drain(void)
 {
