@@ -20,7 +20,7 @@ help:
 	@echo "make check      the tests; ends with 'N passed, N failed, N skipped'"
 	@echo "make check-all  what CI runs: the tests without the stock kernel, and one more each day,"
 	@echo "                in turn: the stock kernel, 6.12, the stress test with DEBUG=1"
-	@echo "make test TEST='hugetlb-mfr-heal -r NAME'  only that; -l lists them; MACHINE=NAME: in that machine"
+	@echo "make test TEST='hugetlb-mfr-heal -r NAME'  only that, or -l: a list; MACHINE=NAME"
 	@echo "make machines   the virtual machines: what hardware, and what runs there"
 	@echo "make tests-tar  build/tests-BASE.tar.gz: the tests, for a patched kernel elsewhere"
 	@echo "make check-peers  others' tests of hugepages on both kernels: no result differs"

@@ -53,7 +53,7 @@ apply() {
 in_index() { git rev-parse -q --verify ":$1"; }
 blob() { git hash-object -w --no-filters "$TOP/$1"; }
 
-# The series builds on commits that a source may lack: lines "# Wants FILE | TEXT | WHAT" in its file.
+# The series builds on commits that a source may lack: lines "# Wants FILE | TEXT | WHAT".
 missing=$(sed -n 's/^# Wants //; t split; d; :split; s/ | /\t/gp' "$SERIES" |
 	while IFS='	' read -r file text what; do
 		grep -qsF -- "$text" "$SOURCE/$file" ||
