@@ -914,24 +914,6 @@ TEST_F_TIMEOUT(kept, registered_buffer_leaves_out_the_lost_page, SLOW)
 
 #define NR_BATCH	3
 
-static bool make_batch_ring(struct ring *r, unsigned int flags)
-{
-	size_t len;
-
-	memset(r, 0, sizeof(*r));
-	r->params.flags = IORING_SETUP_NO_SQARRAY | flags;
-	r->fd = syscall(SYS_io_uring_setup, NR_BATCH, &r->params);
-	if (r->fd < 0)
-		return false;
-	len = r->params.cq_off.cqes +
-	      r->params.cq_entries * sizeof(struct io_uring_cqe);
-	r->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
-		      IORING_OFF_SQ_RING);
-	r->sqe = mmap(NULL, r->params.sq_entries * sizeof(*r->sqe),
-		      PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, IORING_OFF_SQES);
-	return r->mem != MAP_FAILED && r->sqe != MAP_FAILED;
-}
-
 /*
  * Submit writes of raw page @nr and both neighbors at once, as a link or one by one. If
  * @nr is lost only its own write fails, and a link ends there.
@@ -996,8 +978,8 @@ static void expect_batches(struct __test_metadata *_metadata, struct subject *s,
 	struct ring rings[2];
 	int i;
 
-	if (!make_batch_ring(&rings[0], 0) ||
-	    !make_batch_ring(&rings[1], IORING_SETUP_SUBMIT_ALL))
+	if (!make_ring_of(&rings[0], NR_BATCH, 0) ||
+	    !make_ring_of(&rings[1], NR_BATCH, IORING_SETUP_SUBMIT_ALL))
 		SKIP(return, "needs io_uring");
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, register_buffer(&rings[i], s->map, s->size));

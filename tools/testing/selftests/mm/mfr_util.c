@@ -1269,22 +1269,27 @@ void stop_witness(struct witness *w)
 	close(w->helper.line);
 }
 
-bool make_ring(struct ring *r)
+bool make_ring_of(struct ring *r, unsigned int nr_requests, unsigned int flags)
 {
 	size_t len;
 
 	memset(r, 0, sizeof(*r));
-	r->params.flags = IORING_SETUP_NO_SQARRAY;
-	r->fd = syscall(SYS_io_uring_setup, 1, &r->params);
+	r->params.flags = IORING_SETUP_NO_SQARRAY | flags;
+	r->fd = syscall(SYS_io_uring_setup, nr_requests, &r->params);
 	if (r->fd < 0)
 		return false;
 	len = r->params.cq_off.cqes +
 	      r->params.cq_entries * sizeof(struct io_uring_cqe);
 	r->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
 		      IORING_OFF_SQ_RING);
-	r->sqe = mmap(NULL, sizeof(*r->sqe), PROT_READ | PROT_WRITE, MAP_SHARED,
-		      r->fd, IORING_OFF_SQES);
+	r->sqe = mmap(NULL, r->params.sq_entries * sizeof(*r->sqe),
+		      PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, IORING_OFF_SQES);
 	return r->mem != MAP_FAILED && r->sqe != MAP_FAILED;
+}
+
+bool make_ring(struct ring *r)
+{
+	return make_ring_of(r, 1, 0);
 }
 
 int register_buffer(struct ring *r, char *addr, size_t len)

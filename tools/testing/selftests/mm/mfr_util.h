@@ -423,6 +423,7 @@ struct ring {
 };
 
 bool make_ring(struct ring *r);
+bool make_ring_of(struct ring *r, unsigned int nr_requests, unsigned int flags);
 int register_buffer(struct ring *r, char *addr, size_t len);
 void prepare_fixed(struct ring *r, int opcode, int fd, void *addr, size_t len);
 int submit(struct ring *r);
