@@ -489,7 +489,7 @@ static inline int kept_save(int fd, uint64_t offset, void *to, size_t length,
 	if (fstat(fd, &st))
 		return -1;
 	while (done < length) {
-		/* Older kernels report a lost page at the start of the next hugepage too early. */
+		/* Without the policy EIO for the start of the next hugepage may come too early. */
 		part = (size_t)st.st_blksize - (offset + done) % (size_t)st.st_blksize;
 		if (part > length - done)
 			part = length - done;
