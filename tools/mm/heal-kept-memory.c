@@ -93,7 +93,7 @@ static bool heal_file(int fd, const char *number, uint64_t hugepage, bool only_s
 			break;
 		if (!only_show) {
 			printf("fd %s: hugepage at %#llx: ", number, (unsigned long long)d.start);
-			if (kept_heal(fd, d.start))
+			if (kept_heal(fd, d.start, NULL, NULL))
 				printf("not healed, %s\n", why_not_healed(&d));
 			else
 				printf("healed\n");

@@ -149,15 +149,15 @@ static inline int kept_open(struct kept_memory *m, int fd)
  * Returns 1 if the signal reports a memory error in the mapping of @m, with what is lost in
  * @offset and @length: one page with the policy, and the hugepage without it.  A handler
  * returns from BUS_MCEERR_AO in any case: it may be from before execve(2), or about memory
- * that has no struct kept_memory yet.
+ * that has no struct kept_memory yet.  BUS_OBJERR reports some errors of arm64 machines.
  */
 static inline int kept_lost(const struct kept_memory *m, const siginfo_t *si,
 			    uint64_t *offset, uint64_t *length)
 {
 	uint64_t at = (uintptr_t)si->si_addr - (uintptr_t)m->map;
 
-	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO) ||
-	    !si->si_addr || at >= m->size)
+	if ((si->si_code != BUS_MCEERR_AR && si->si_code != BUS_MCEERR_AO &&
+	     si->si_code != BUS_OBJERR) || !si->si_addr || at >= m->size)
 		return 0;
 	*length = m->kept ? (uint64_t)sysconf(_SC_PAGESIZE) : m->hugepage;
 	*offset = at & -*length;
@@ -173,7 +173,7 @@ struct kept_jump {
 __thread struct kept_jump *kept_armed;
 
 /*
- * For the handler, with its last argument, if the signal is BUS_MCEERR_AR: end the access
+ * For the handler, with its last argument, if kept_lost() returned 1: end the access
  * that kept_try() makes in this thread.  Returns if it makes none.
  */
 static inline void kept_recover(void *ucontext)
@@ -250,7 +250,8 @@ static inline size_t kept_copy(void *to, const void *from, size_t len)
  * A thread for early kill
  *
  * Only this thread is notified of lost pages that the process has not touched.  It waits for
- * SIGBUS with sigwaitinfo(2), so it works without the handler, and in a library.
+ * SIGBUS with sigwaitinfo(2), so it works without the handler, and in a library.  It is not
+ * told of a page that another thread consumes: the handler adds that to the list.
  */
 typedef void kept_lost_fn(void *arg, const struct kept_memory *m, uint64_t offset,
 			  uint64_t length);
@@ -284,6 +285,18 @@ static inline void kept_watch_run(void *arg, uint64_t offset, uint64_t length)
 	w->lost(w->arg, w->now, offset, length);
 }
 
+/* Without the policy read(2) finds a lost page, and no signal that is too old. */
+static inline int kept_read_fails(int fd, uint64_t offset, uint64_t length)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = offset + length;
+	char c;
+
+	for (; offset < end; offset += page)
+		if (pread(fd, &c, 1, (off_t)offset) < 0 && errno == EIO)
+			return 1;
+	return 0;
+}
+
 static inline int kept_watch_look(struct kept_watch *w, const siginfo_t *si)
 {
 	uint64_t offset, length;
@@ -294,7 +307,8 @@ static inline int kept_watch_look(struct kept_watch *w, const siginfo_t *si)
 		if (kept_read_map(0, w->now->fd, kept_watch_run, NULL, w) < 0)
 			error = errno;
 		/* Without the policy there is no map, and the signal is all there is. */
-		if (si && !w->now->kept && kept_lost(w->now, si, &offset, &length))
+		if (si && !w->now->kept && kept_lost(w->now, si, &offset, &length) &&
+		    kept_read_fails(w->now->fd, offset, length))
 			w->lost(w->arg, w->now, offset, length);
 	}
 	pthread_mutex_unlock(&w->lock);
@@ -346,7 +360,8 @@ static inline void *kept_watch_thread(void *arg)
  * threads that it makes later, get no signals for pages that they have not used.  All
  * that is lost by now has been reported when this returns.  A process has one such thread,
  * which blocks all signals.  If this fails there is none, and kept_watch_stop() must not be
- * called.
+ * called.  To change the array, stop the thread and start it again: that reports what was
+ * lost meanwhile.
  */
 static inline int kept_watch_start(struct kept_watch *w)
 {
@@ -384,6 +399,9 @@ static inline void kept_watch_stop(struct kept_watch *w)
 struct kept_run {
 	uint64_t start, end;
 };
+
+/* Whether the contents of these lost pages may become zero: 0 if not. */
+typedef int kept_may_zero_fn(void *arg, uint64_t offset, uint64_t length);
 
 struct kept_runs {
 	uint64_t start, end;		/* of the hugepage */
@@ -427,19 +445,21 @@ static inline int kept_fallocate(int fd, int mode, uint64_t offset, uint64_t len
 /*
  * Give up what the hugepage around @offset has lost.  The kernel then replaces it by a
  * healthy one, transparently to its users.  Lost pages become zero: tell a guest first.
+ * @may_zero is asked about each run of lost pages before any is given up, as pages may have
+ * been lost since.  If it is NULL all may become zero.
  * Nobody else may heal or punch the file meanwhile: pages that this call has seen on the
  * map would be zeroed although they are healthy by then.
  *
  * A caller with a thread for early kill holds the lock of struct kept_watch from before this
- * call until it has dropped the pages from its list, and calls kept_watch_read() after that.
+ * call until it has dropped the pages from its list, unlocks, and calls kept_watch_read().
  *
- * Returns 0 also if nothing is lost there.  Fails, with all bytes as they were, with ENOSPC if
- * there is no free hugepage, EBUSY if it is pinned or was in use for more than a second,
- * EPERM if there is a write seal, EIO if it has lost more meanwhile or can't be moved, and
- * EOPNOTSUPP without the policy or on kernels that can't do it.  After EIO, call it again if
- * the map has changed.
+ * Returns 0 also if nothing is lost there.  Fails, with all bytes as they were, with EAGAIN if
+ * @may_zero returned 0, ENOSPC if there is no free hugepage, EBUSY if it is pinned or was in
+ * use for more than a second, EPERM if there is a write seal, EIO if it has lost more
+ * meanwhile or can't be moved, and EOPNOTSUPP without the policy or on kernels that can't do
+ * it: use kept_replace() then.  After EIO, call it again if the map has changed.
  */
-static inline int kept_heal(int fd, uint64_t offset)
+static inline int kept_heal(int fd, uint64_t offset, kept_may_zero_fn *may_zero, void *arg)
 {
 	struct kept_runs lost = { 0, 0, NULL, 0, 0 };
 	int ret, error;
@@ -452,6 +472,9 @@ static inline int kept_heal(int fd, uint64_t offset)
 	lost.end = lost.start + (uint64_t)st.st_blksize;
 	ret = kept_read_map(0, fd, kept_add_run, NULL, &lost);
 	error = ret < 0 ? errno : ret ? lost.error : EOPNOTSUPP;
+	for (i = 0; !error && may_zero && i < lost.nr; i++)
+		if (!may_zero(arg, lost.run[i].start, lost.run[i].end - lost.run[i].start))
+			error = EAGAIN;
 
 	/*
 	 * The call for the last page heals, or an earlier one if pages were given up before: the

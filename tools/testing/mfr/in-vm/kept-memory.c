@@ -24,6 +24,7 @@ static int count_fallocate(int fd, int mode, off_t offset, off_t length)
 #include "kept-memory-example.c"
 #undef main
 
+#include <glob.h>
 #include <stdbool.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -416,10 +417,68 @@ static bool fails_with(int ret, int error)
 	return ret == -1 && errno == error;
 }
 
+static int is_not_page(void *arg, uint64_t offset, uint64_t length)
+{
+	uint64_t page = *(size_t *)arg * page_size;
+
+	return page < offset || page >= offset + length;
+}
+
+/* Nothing is given up: the hugepage is not healed by a call for its other lost pages. */
+static bool untold_page_is_kept(size_t page)
+{
+	return fails_with(kept_heal(guest.fd, page * page_size, is_not_page, &page),
+			  guest.kept ? EAGAIN : EOPNOTSUPP) && saved_is_right();
+}
+
+/* Whether SIGBUS waits for one of the threads. */
+static bool sigbus_is_pending(void)
+{
+	unsigned long long bits;
+	bool pending = false;
+	char line[128];
+	glob_t tasks;
+	size_t i;
+	FILE *f;
+
+	if (glob("/proc/self/task/*/status", 0, NULL, &tasks))
+		die("/proc/self/task");
+	for (i = 0; i < tasks.gl_pathc; i++) {
+		f = fopen(tasks.gl_pathv[i], "r");
+		while (f && fgets(line, sizeof(line), f))
+			if (sscanf(line, "SigPnd: %llx", &bits) == 1 &&
+			    bits & 1ULL << (SIGBUS - 1))
+				pending = true;
+		if (f)
+			fclose(f);
+	}
+	globfree(&tasks);
+	return pending;
+}
+
+/* The thread has the signal, but reads no map before the hugepage is replaced. */
+static bool old_signal_adds_nothing(size_t page)
+{
+	int ret;
+
+	pthread_mutex_lock(&watch.lock);
+	hit(page);
+	while (sigbus_is_pending())
+		usleep(1000);
+	ret = guest.kept ? kept_heal(guest.fd, page * page_size, NULL, NULL) :
+			   kept_replace(guest.fd, page * page_size, NULL, NULL);
+	memset(is_lost, 0, nr_pages);
+	nr_lost = 0;
+	pthread_mutex_unlock(&watch.lock);
+	/* It looks before it stops. */
+	kept_watch_stop(&watch);
+	return !ret && !nr_lost;
+}
+
 static bool plain_file_is_refused(void)
 {
 	int fd = memfd_create("plain", MFD_CLOEXEC | MFD_HUGETLB);
-	bool ok = fd >= 0 && fails_with(kept_heal(fd, 0), EOPNOTSUPP);
+	bool ok = fd >= 0 && fails_with(kept_heal(fd, 0, NULL, NULL), EOPNOTSUPP);
 
 	close(fd);
 	return ok;
@@ -567,7 +626,7 @@ int main(int argc, char **argv)
 	if (argc > 1)
 		return early_kill() ? EXIT_EARLY : 0;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("TAP version 13\n1..21\n");
+	printf("TAP version 13\n1..23\n");
 	start_test();
 	result(list_is_right() && both_read_all(), "without_errors_all_is_there");
 	set_pool(guest.hugepage, NR_HUGE + 1);
@@ -604,6 +663,7 @@ int main(int argc, char **argv)
 	result(list_is_read_again(), "the_map_can_be_read_again");
 
 	result(plain_file_is_refused(), "a_file_without_the_policy_does_not_heal");
+	result(untold_page_is_kept(lost[1]), "a_page_that_may_not_be_zeroed_is_kept");
 	/* The pool has none yet. */
 	result(fails_with(replace(lost[0]), ENOSPC) && saved_is_right(),
 	       "without_spares_nothing_is_replaced");
@@ -613,13 +673,15 @@ int main(int argc, char **argv)
 	ok = !replace(lost[0]);
 	for (huge = 0; ok && huge < NR_HUGE; huge++)
 		if (guest.kept)
-			ok = !kept_heal(guest.fd, huge * guest.hugepage + 5);
+			ok = !kept_heal(guest.fd, huge * guest.hugepage + 5, NULL, NULL);
 		else if (huge == 3)
 			ok = !replace(huge * nr_per_huge);
 	result(ok && !nr_on_map(), "damaged_hugepages_are_replaced");
 	result(mapping_is_as_saved(), "the_new_ones_lack_the_lost_pages_only");
 
-	kept_watch_stop(&watch);
+	set_pool(guest.hugepage, 2 * NR_HUGE + 1);
+	result(old_signal_adds_nothing(1), "a_signal_from_before_that_adds_nothing");
+
 	write_number("/proc/sys/vm/memory_failure_early_kill", 0);
 	munmap(guest.map, guest.size);
 	close(guest.fd);

@@ -760,7 +760,7 @@ TEST_F_TIMEOUT(healed_guest, has_all_words_outside_lost_lines, SLOW)
 	EXPECT_EQ(damage, damage_of(s, page));
 	mem = (u64 *)(s->mem + page * PAGE_SIZE);
 	copy_healthy(saved, mem, damage_of(s, page));
-	ASSERT_EQ(0, kept_heal(s->fd, page * PAGE_SIZE));
+	ASSERT_EQ(0, kept_heal(s->fd, page * PAGE_SIZE, NULL, NULL));
 	copy_healthy(mem, saved, damage);
 
 	ASSERT_TRUE(let_guest(vmm, COMPARE, page, 1, &nr_good));
