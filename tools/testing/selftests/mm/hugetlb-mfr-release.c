@@ -1542,7 +1542,7 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 {
 	struct user u = { .s = s, .owner = getpid(), .fd = fd };
 	unsigned long *used = alloc_shared(psize());
-	unsigned long i, before;
+	unsigned long i, before, nr_short = 0;
 	pid_t pid[2];
 	int j;
 
@@ -1580,7 +1580,9 @@ static void truncate_in_use(struct __test_metadata *_metadata, struct subject *s
 	/* Pages freed first may be kernel stacks by now, which set no flag. */
 	s->nr_unknown = 4;
 	for (i = 0; i < NR_SEVERAL; i++)
-		expect_all_come_back(_metadata, s, i);
+		nr_short += expect_all_come_back(_metadata, s, i) > 0;
+	/* They are in a few of the hugepages; a leak is in each. */
+	EXPECT_GT(NR_SEVERAL, nr_short);
 }
 
 TEST_F_TIMEOUT(several, truncation_races_with_direct_io, SLOW)

@@ -603,10 +603,10 @@ static inline unsigned long nr_astray(struct __test_metadata *_metadata, struct 
 
 /*
  * Of a released hugepage, each healthy page must show on the lists of the buddy
- * allocator, or in use, and no lost one.
+ * allocator, or in use, and no lost one.  Returns how many don't.
  */
-static inline void expect_rest_is_free(struct __test_metadata *_metadata,
-				       struct subject *s, unsigned long huge)
+static inline unsigned long expect_rest_is_free(struct __test_metadata *_metadata,
+						struct subject *s, unsigned long huge)
 {
 	unsigned long i, tries, which = 0, astray = 0;
 	int drain = open_drain();
@@ -626,21 +626,23 @@ static inline void expect_rest_is_free(struct __test_metadata *_metadata,
 		/* page_owner=on may know more. */
 		ksft_print_msg("the last one is pfn %#lx, its kpageflags %#llx\n",
 			       s->head[huge] + which, (unsigned long long)s->flags[which]);
+	return astray;
 }
 
 /*
  * The lost pages of a released hugepage are out of use, and all others free.
  * Unpoison the lost ones one by one: they must be free then, too.  After a machine
- * check that can't be done any more, and they count from now on.
+ * check that can't be done any more, and they count from now on.  Returns how many don't
+ * come back.
  */
-static inline void expect_all_come_back(struct __test_metadata *_metadata,
-					struct subject *s, unsigned long huge)
+static inline unsigned long expect_all_come_back(struct __test_metadata *_metadata,
+						 struct subject *s, unsigned long huge)
 {
 	unsigned long first = huge * s->nr_raw;
-	unsigned long i;
+	unsigned long i, nr_missing;
 
 	expect_out_of_use(_metadata, s, huge);
-	expect_rest_is_free(_metadata, s, huge);
+	nr_missing = expect_rest_is_free(_metadata, s, huge);
 
 	for (i = first; i < first + s->nr_raw; i++) {
 		if (!s->lost[i])
@@ -656,7 +658,8 @@ static inline void expect_all_come_back(struct __test_metadata *_metadata,
 		expect_corrupted(_metadata, s);
 	}
 	if (!undo->mce_seen)
-		expect_rest_is_free(_metadata, s, huge);
+		nr_missing = expect_rest_is_free(_metadata, s, huge);
+	return nr_missing;
 }
 
 /* The file is gone: one hugepage less, and of that only the lost pages lost. */
