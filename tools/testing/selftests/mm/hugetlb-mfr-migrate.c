@@ -734,10 +734,16 @@ FIXTURE_TEARDOWN_PARENT(large_block)
 	teardown_block(_metadata, &self->s, self->block);
 }
 
+/* Long enough to begin to go offline, and shorter than real-time tasks may run. */
+#define HELD_NS		500000000ULL
+
 /* A worker frees it, which takes longer if it has to restore struct pages first. */
 TEST_F_TIMEOUT(large_block, goes_offline_during_release, 2 * SLOW)
 {
 	struct subject *s = &self->s;
+	struct helper writer;
+	char path[64], *page;
+	uint64_t start;
 
 	/* If no other is free it must not be taken for one that is reserved. */
 	node_pool_set(self->n.from, s->size, "nr_hugepages", 0);
@@ -746,13 +752,24 @@ TEST_F_TIMEOUT(large_block, goes_offline_during_release, 2 * SLOW)
 
 	lose(_metadata, s, 0);
 	lose(_metadata, s, 7);
-	/* The worker that frees the hugepage waits for this CPU. */
+	page = mmap(NULL, psize(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, page);
+	/* The worker that frees the hugepage waits for this CPU, the writer has another. */
 	ASSERT_TRUE(hold_cpu(true));
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%ld/online", self->block[1]);
+	start_writer(_metadata, &writer, 1, path, 0);
 	let_go(_metadata, s);
 	ASSERT_TRUE(read_kpageflags(s->head[0], 1, s->flags));
 	ASSERT_TRUE(s->flags[0] & KPF_HUGE);
-	EXPECT_EQ(0, change_block(self->block[1], "offline"));
+	/* The kernel has nothing else to do here that the writer would wait for. */
+	ASSERT_EQ(0, madvise(page, psize(), MADV_COLD));
+	ASSERT_TRUE(tell(&writer));
+	for (start = now_ns(); now_ns() - start < HELD_NS;)
+		;
+	/* Going offline waits for the worker. */
+	EXPECT_EQ(0, waitpid(writer.pid, NULL, WNOHANG));
 	ASSERT_TRUE(hold_cpu(false));
+	wait_for_child(_metadata, writer.pid);
 	EXPECT_FALSE(block_is_online(self->block[1]));
 	EXPECT_EQ(0, change_block(self->block[1], "online"));
 	EXPECT_TRUE(block_is_online(self->block[1]));
