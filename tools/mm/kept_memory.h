@@ -186,7 +186,8 @@ static inline void kept_recover(void *ucontext)
 
 /*
  * Call @access, which may use lost memory.  If it does, this returns -1 with EFAULT, and the
- * rest of @access is not executed.  It must hold no locks, and must not block SIGBUS.
+ * rest of @access is not executed.  So @access must not take locks, and the caller must not
+ * block SIGBUS.
  */
 static inline int kept_try(void (*access)(void *arg), void *arg)
 {
@@ -256,15 +257,15 @@ static inline size_t kept_copy(void *to, const void *from, size_t len)
 typedef void kept_lost_fn(void *arg, const struct kept_memory *m, uint64_t offset,
 			  uint64_t length);
 
-/* The caller sets the fields before the lock, and the rest to zero. */
+/* The caller sets memory, nr, lost and arg, and all other fields to zero. */
 struct kept_watch {
 	/* All that the process has: an array, which must not change meanwhile */
 	const struct kept_memory *memory;
 	unsigned int nr;
 	/*
-	 * Called by the thread, with the lock held, for each run of lost pages in the map, when
-	 * it starts and after each signal: again for those that it was called for before.  Must
-	 * not use the memory.
+	 * Called with the lock held, for each run of lost pages in the map, by the thread when
+	 * it starts and after each signal, and by kept_watch_read(): again for those that it
+	 * was called for before.  Must not use the memory.
 	 */
 	kept_lost_fn *lost;
 	void *arg;
@@ -361,7 +362,7 @@ static inline void *kept_watch_thread(void *arg)
  * that is lost by now has been reported when this returns.  A process has one such thread,
  * which blocks all signals.  If this fails there is none, and kept_watch_stop() must not be
  * called.  To change the array, stop the thread and start it again: that reports what was
- * lost meanwhile.
+ * lost meanwhile.  Starting initializes the lock, so nobody may use it in between.
  */
 static inline int kept_watch_start(struct kept_watch *w)
 {
@@ -569,7 +570,8 @@ static inline int kept_swap(int fd, uint64_t offset, const void *contents, size_
 /*
  * The same as kept_heal() where that fails with EOPNOTSUPP: save what is healthy of the
  * hugepage around @offset, punch it out, and fill another one.  Stop the guest and all
- * devices first.  Calls @lost as kept_save() does: these pages become zero.
+ * devices first, and hold the lock of struct kept_watch as for kept_heal().  Calls @lost as
+ * kept_save() does: these pages become zero if the call succeeds, or fails with ENODATA.
  *
  * If it fails with ENODATA somebody else has taken the last free hugepage in the middle: there
  * is a hole then, and all contents are gone.  If it fails with another error, such as ENOSPC,
