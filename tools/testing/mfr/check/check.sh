@@ -21,7 +21,8 @@ cases=${CASES:-$O/runs/check-$BASE$suffix}
 
 # One CPU of a machine's four is busy most of the time: run as many at once as there are
 # CPUs and memory for. The longest come first.
-at_once=$(awk '/^MemAvailable/ { print int($2 / 10485760) }' /proc/meminfo)
+at_once=$(awk -v each="$([ "$debug" = debug ] && echo 14 || echo 10)" \
+	'/^MemAvailable/ { print int($2 / 1048576 / each) }' /proc/meminfo)
 [ "$at_once" -le "$JOBS" ] || at_once=$JOBS
 [ "$at_once" -ge 1 ] || at_once=1
 jobs=$O/runs/jobs-$BASE$suffix
