@@ -21,7 +21,7 @@ need_space "$O" 3
 net=$(of programs net)
 fragments=
 for f in kernel $SRCARCH "$SRCARCH-$which" $SRCARCH-kvm ${net:+net} ${PAGES:+$SRCARCH-$PAGES} \
-	$debug ${BENCH:+bench}; do
+	$debug ${debug:+$debug-$BASE} ${BENCH:+bench}; do
 	if [ -f "$MFR/config/$f.config" ]; then
 		fragments="$fragments $MFR/config/$f.config"
 	fi
