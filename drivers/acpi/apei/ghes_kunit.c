@@ -52,7 +52,7 @@ static void ghes_extent_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, ghes_mem_err_lsb(&mem_err), c->lsb);
 }
 
-/* What the firmware reports of a lost page, with an error whose address it doesn't know */
+/* A report of the firmware: a lost page, and an error whose address it doesn't know */
 struct ghes_test_record {
 	struct acpi_hest_generic_status status;
 	struct {
