@@ -286,7 +286,7 @@ static inline void kept_watch_run(void *arg, uint64_t offset, uint64_t length)
 	w->lost(w->arg, w->now, offset, length);
 }
 
-/* Without the policy read(2) finds a lost page, and no signal that is too old. */
+/* A signal may be from before its hugepage was replaced.  Without a map, read(2) tells. */
 static inline int kept_read_fails(int fd, uint64_t offset, uint64_t length)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = offset + length;
