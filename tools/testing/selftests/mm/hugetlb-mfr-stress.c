@@ -158,6 +158,7 @@ struct peer {
 	int node;
 	pid_t victim;
 	struct pin *pin;
+	bool effect;			/* if the peer is to judge that */
 	int ret;
 };
 
@@ -1715,9 +1716,12 @@ static void op_give_back_in_use(struct worker *w)
 static int take_part(struct peer *p, int fd, char *map)
 {
 	char *private, *page = map + p->idx * psize();
-	char buf[64] = {};
+	static const char zeros[64];
+	char buf[64];
 	int ret = 0;
 
+	/* The file reads zero. */
+	memset(buf, 0xa5, sizeof(buf));
 	switch (p->act) {
 	case ACT_HIT:
 		return shoot(p->how, page, p->pfn);
@@ -1737,9 +1741,15 @@ static int take_part(struct peer *p, int fd, char *map)
 		}
 		return 0;
 	case ACT_DROP:
-		return madvise(map, p->len, MADV_DONTNEED) ? -errno : 0;
+		if (madvise(map, p->len, MADV_DONTNEED))
+			return -errno;
+		p->effect = mapped_pfn(page) == NO_PFN;
+		return 0;
 	case ACT_PREAD:
-		return pread(fd, buf, sizeof(buf), p->idx * psize()) < 0 ? -errno : 0;
+		if (pread(fd, buf, sizeof(buf), p->idx * psize()) < 0)
+			return -errno;
+		p->effect = !memcmp(buf, zeros, sizeof(buf));
+		return p->effect ? 0 : -EBADMSG;
 	case ACT_READ:
 	case ACT_COPY:
 		private = mmap(NULL, p->len, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
@@ -1748,6 +1758,12 @@ static int take_part(struct peer *p, int fd, char *map)
 		page = private + p->idx * psize();
 		if (!(p->act == ACT_READ ? copy(buf, page, 64) : copy(page, buf, 64)))
 			ret = -EFAULT;
+		else if (p->act == ACT_COPY)
+			p->effect = mapped_pfn(page) != p->pfn;
+		else if (memcmp(buf, zeros, sizeof(buf)))
+			ret = -EBADMSG;
+		else
+			p->effect = true;
 		munmap(private, p->len);
 		return ret;
 	case ACT_MOVE:
@@ -1783,6 +1799,8 @@ static void *be_peer(void *arg)
 			fd = open(path, O_RDWR);
 			map = mmap(NULL, p->len, PROT_READ | PROT_WRITE,
 				   MAP_SHARED | MAP_NORESERVE, fd, 0);
+			if (p->act == ACT_DROP && map != MAP_FAILED)
+				read_byte(map);
 		}
 		p->ready = true;
 		while (!p->go)
@@ -1955,6 +1973,7 @@ static bool prepare_race(struct worker *w, struct race_run *c)
 	p->idx = c->other;
 	p->pfn = c->head + c->other;
 	p->pin = &c->pin;
+	p->effect = false;
 	p->ready = false;
 	p->go = false;
 	if (r->act == ACT_MOVE || r->act == ACT_SOFT_OFFLINE) {
@@ -2072,6 +2091,11 @@ static bool race_was_right(struct race_run *c)
 		if (other)
 			return false;
 		break;
+	case ACT_READ:
+	case ACT_PREAD:
+		if (other == -EBADMSG)
+			return false;
+		break;
 	default:
 		break;
 	}
@@ -2084,7 +2108,10 @@ static bool race_was_right(struct race_run *c)
 	return c->f.keep ? !ret : was_hit(ret);
 }
 
-/* Of moving, the peer knows to which node; what is taken out of the file is gone. */
+/*
+ * Of moving, the peer knows to which node; what is taken out of the file is gone.  The
+ * end of a round finds hugepages that closing or killing has left in use.
+ */
 static bool peer_has_failed(struct race_run *c)
 {
 	switch (c->race->act) {
@@ -2098,6 +2125,13 @@ static bool peer_has_failed(struct race_run *c)
 		return c->peer->ret || mapped_pfn(c->f.map) == c->head;
 	case ACT_TRUNCATE:
 		return c->peer->ret || lseek(c->f.fd, 0, SEEK_END);
+	case ACT_UNPIN:
+		return c->pin.used;
+	case ACT_READ:
+	case ACT_PREAD:
+	case ACT_COPY:
+	case ACT_DROP:
+		return !c->peer->effect;
 	default:
 		return c->peer->ret;
 	}
