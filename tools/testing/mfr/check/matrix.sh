@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # make matrix: what the series touches, built with W=1 in many configurations, stock
-# and patched; then coccicheck, kernel-doc and Sphinx on it. No warning may be new.
+# and patched; then modules linked, coccicheck, kernel-doc and Sphinx. No warning may be
+# new.
 # ONLY="NAME..." does only those.
 # shellcheck disable=SC2046,SC2086
 
@@ -88,6 +89,31 @@ while read -r name variables target off; do
 done <<EOT
 $configurations
 EOT
+
+# Modules must get the symbols that the series has for them, which objects don't show.
+if wanted modules; then
+	switch_to patched
+	obj=$O/$BASE/matrix/modules log=$logs/modules
+	mkdir -p "$obj"
+	modules="KVM KVM_AMD IOMMUFD HWPOISON_INJECT"
+	with_modules() {
+		configure "$obj" $x86 all || return 1
+		cat "$MFR/config/x86-kvm.config" >>"$obj/.config"
+		"$BOTH/scripts/config" --file "$obj/.config" -e MODULES -d IOMMUFD_TEST \
+			$(printf ' -m %s' $modules) &&
+			make -C "$BOTH" O="$obj" $x86 olddefconfig || return 1
+		for m in $modules; do
+			grep "^CONFIG_$m=m" "$obj/.config" || return 1
+		done
+	}
+	if ! with_modules >"$log.config" 2>&1; then
+		row fail modules "" - - - "can't be configured, see $log.config"
+	elif ! make -C "$BOTH" O="$obj" $x86 -j"$JOBS" vmlinux modules >"$log" 2>&1; then
+		row fail modules "" - - - "$modules can't be linked, see $log"
+	else
+		row pass modules "$(echo $modules | wc -w) modules" - - - ""
+	fi
+fi
 
 files=$(git -C "$TREE" diff --name-only base HEAD -- '*.[ch]' ':!tools')
 there() { for f in $1; do [ ! -f "$BOTH/$f" ] || echo "$f"; done; }
