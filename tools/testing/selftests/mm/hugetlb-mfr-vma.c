@@ -6,11 +6,17 @@
  *   mapped	what changes a mapping
  *   shared_table	processes that share a page table
  *   uffd	userfaultfd
+ *   tags	mappings with memory tags, on arm64
  */
 
 #define _GNU_SOURCE
 #include "mfr_harness.h"
 #include <linux/userfaultfd.h>
+#ifdef __aarch64__
+#include <asm/hwcap.h>
+#include <asm/mman.h>
+#include <sys/auxv.h>
+#endif
 
 /* The headers of 6.12 lack these. */
 #ifndef UFFDIO_RWPROTECT
@@ -898,5 +904,82 @@ TEST_F_TIMEOUT(uffd, UFFDIO_POISON_affects_one_mapping_only, SLOW)
 	lose(_metadata, s, 3);
 	expect_end(_metadata, s);
 }
+
+/*
+ * Memory tags
+ */
+
+#ifdef __aarch64__
+#define TAG		5UL
+#define TAG_SHIFT	56
+
+FIXTURE_SUBJECT(tags);
+
+FIXTURE_SETUP(tags)
+{
+	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE))
+		SKIP(return, "needs MTE");
+	setup_keeping(_metadata, &self->s, SZ_2M, &by_pfn, 1);
+}
+
+static void set_tag(char *addr)
+{
+	asm volatile(".arch armv8.5-a+memtag\n"
+		     "stg %0, [%0]"
+		     : : "r" ((uintptr_t)addr | TAG << TAG_SHIFT) : "memory");
+}
+
+static unsigned long tag_of(char *addr)
+{
+	uintptr_t tagged = (uintptr_t)addr;
+
+	asm volatile(".arch armv8.5-a+memtag\n"
+		     "ldg %0, [%1]"
+		     : "+r" (tagged) : "r" (addr) : "memory");
+	return tagged >> TAG_SHIFT & 0xf;
+}
+
+static char *map_tagged(struct subject *s, int flags, int fd)
+{
+	return mmap(NULL, s->size, PROT_READ | PROT_WRITE | PROT_MTE, flags, fd, 0);
+}
+
+/* Leave tags in a hugepage and return its pfn. */
+static unsigned long leave_tags(struct __test_metadata *_metadata, struct subject *s)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE;
+	char *map = map_tagged(s, flags, -1);
+	unsigned long pfn, i;
+
+	ASSERT_NE(MAP_FAILED, map);
+	for (i = 0; i < s->nr_raw; i++)
+		set_tag(map + i * psize());
+	pfn = mapped_pfn(map);
+	munmap(map, s->size);
+	return pfn;
+}
+
+TEST_F_TIMEOUT(tags, of_lost_pages_are_not_written, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long stale, i;
+	char *map;
+
+	/* A node allocates the hugepage that was freed last. */
+	stale = leave_tags(_metadata, s);
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	ASSERT_EQ(stale, s->head[0]);
+	lose_samples(_metadata, s);
+
+	map = map_tagged(s, MAP_SHARED, s->fd);
+	ASSERT_NE(MAP_FAILED, map);
+	read_byte(map + neighbour(0) * psize());
+	for (i = 0; i < s->nr_raw; i++)
+		EXPECT_EQ(s->lost[i] ? TAG : 0, tag_of(map + i * psize()));
+	munmap(map, s->size);
+	expect_intact(_metadata, s);
+	expect_end(_metadata, s);
+}
+#endif /* __aarch64__ */
 
 TEST_HARNESS_MAIN
