@@ -947,7 +947,8 @@ static char *map_tagged(struct subject *s, int flags, int fd)
 /* Leave tags in a hugepage and return its pfn. */
 static unsigned long leave_tags(struct __test_metadata *_metadata, struct subject *s)
 {
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE |
+		    21 << MAP_HUGE_SHIFT;
 	char *map = map_tagged(s, flags, -1);
 	unsigned long pfn, i;
 
