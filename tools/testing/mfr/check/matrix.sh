@@ -90,7 +90,7 @@ done <<EOT
 $configurations
 EOT
 
-# Modules must get the symbols that the series has for them, which objects don't show.
+# Only linking shows whether modules can use the symbols that the series exports.
 if wanted modules; then
 	switch_to patched
 	obj=$O/$BASE/matrix/modules log=$logs/modules

@@ -158,7 +158,7 @@ struct peer {
 	int node;
 	pid_t victim;
 	struct pin *pin;
-	bool effect;			/* if the peer is to judge that */
+	bool effect;			/* in races where only the peer sees it */
 	int ret;
 };
 
