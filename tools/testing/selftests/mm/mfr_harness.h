@@ -984,6 +984,11 @@ static inline void grow_optimized(struct __test_metadata *_metadata, unsigned lo
 		SKIP_REST(return, "the hugepages are not optimized");
 }
 
+/*
+ * A child that writes @val when it is told to, on the @nth CPU after this one.  By then
+ * it is ready: one that is just being born waits for those who work on the page tables
+ * of the kernel.
+ */
 static inline void start_writer(struct __test_metadata *_metadata, struct helper *w,
 				unsigned int nth, const char *path, long val)
 {

@@ -1625,15 +1625,13 @@ bool bind_to(int node)
 	return !syscall(SYS_set_mempolicy, MPOL_BIND, &mask, MAX_NODES);
 }
 
-/*
- * A child that changes a pool when it is told to, on the @nth CPU after this one.  By
- * then it is ready: one that is just being born waits for those who work on the page
- * tables of the kernel.
- */
-/* The @nth CPU after this one */
+/* The @nth CPU after this one, where the caller stays: the next call counts from here. */
 int nth_cpu(unsigned int nth)
 {
-	return (sched_getcpu() + nth) % sysconf(_SC_NPROCESSORS_ONLN);
+	int cpu = sched_getcpu();
+
+	move_to_cpu(cpu);
+	return (cpu + nth) % sysconf(_SC_NPROCESSORS_ONLN);
 }
 
 void move_to_cpu(int cpu)
