@@ -818,6 +818,8 @@ TEST_F_TIMEOUT(retried_cma, healthy_pages_can_be_allocated, SLOW)
 	empty_file(_metadata, s);
 	wait_for_release(s, 1);
 	expect_out_of_use(_metadata, s, 0);
+	/* A new size of the pool waits for the worker that frees it. */
+	pool_set(SZ_1G, "nr_hugepages", pool_read(SZ_1G).nr);
 	EXPECT_EQ(self->cma_pages, nr_cma_pages());
 	EXPECT_EQ(s->memmap, nr_memmap());
 	EXPECT_FALSE(is_made_again(s));

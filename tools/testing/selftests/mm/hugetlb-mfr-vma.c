@@ -981,6 +981,30 @@ TEST_F_TIMEOUT(tags, of_lost_pages_are_not_written, SLOW)
 	expect_intact(_metadata, s);
 	expect_end(_metadata, s);
 }
+
+/* Faults refuse the hugepage then, but it stays where it is mapped. */
+TEST_F_TIMEOUT(tags, are_cleared_if_not_all_lost_pages_are_known, SLOW)
+{
+	struct subject *s = &self->s;
+	unsigned long stale, i;
+
+	if (!can_fail_allocations())
+		SKIP(return, "needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
+	stale = leave_tags(_metadata, s);
+	open_subject(_metadata, s, MFD_MF_KEEP_UE_MAPPED);
+	ASSERT_EQ(stale, s->head[0]);
+	note_lost(_metadata, s, 7);
+	EXPECT_EQ(0, inject_unrecorded(raw_pfn(s, 7)));
+	ASSERT_TRUE(has_failed());
+
+	ASSERT_EQ(0, mprotect(s->map, s->size, PROT_READ | PROT_WRITE | PROT_MTE));
+	for (i = 0; i < s->nr_raw; i++)
+		if (!s->lost[i])
+			EXPECT_EQ(0, tag_of(raw_page(s, i)));
+	empty_file(_metadata, s);
+	expect_out_for_good(_metadata, s, 0, NOT_ALL_KNOWN);
+	expect_pool(_metadata, s, 1, 0);
+}
 #endif /* __aarch64__ */
 
 TEST_HARNESS_MAIN
