@@ -916,7 +916,7 @@ static void op_lose_again(struct worker *w)
 	if (!f)
 		return;
 	idx = rather_lost(f, idx);
-	/* (A scrubber would find it for the first time.) */
+	/* (hit() doesn't let a scrubber find a page twice.) */
 	if (state_of(pfn_of(f, idx)) == LOST && how != BY_SCRUB)
 		did(w);
 	hit(w, f, idx, how);

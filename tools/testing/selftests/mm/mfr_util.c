@@ -1625,7 +1625,10 @@ bool bind_to(int node)
 	return !syscall(SYS_set_mempolicy, MPOL_BIND, &mask, MAX_NODES);
 }
 
-/* The @nth CPU after this one, where the caller stays: the next call counts from here. */
+/*
+ * The @nth CPU after this one.  The caller stays on its CPU, so that the next call counts
+ * from there, too.
+ */
 int nth_cpu(unsigned int nth)
 {
 	int cpu = sched_getcpu();
